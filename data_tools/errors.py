@@ -1,0 +1,22 @@
+"""Mistakes a user can make, told in one line, and the way every command line tells them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Bad input or settings: the message says what was wrong, where, and what to do about it."""
+
+
+def run_cli(main: Callable[[], int]) -> int:
+    """Run a command and return its exit status: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
