@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,11 +12,15 @@ class UserError(ValueError):
 
 
 def run_cli(main: Callable[[], int]) -> int:
-    """Run a command and return its exit status: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    """Run a command and return its exit status: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C.
+
+    Under `torchrun` every rank meets the same mistake; only rank 0 tells it.
+    """
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""`torchrun -m pretrain RECIPE [key=value …]`, and what is done with a run afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from data_tools.errors import run_cli
+
+EPILOG = """examples:
+  python -m pretrain mae_digits
+  python -m pretrain mae_digits train.steps=200 run_dir=runs/short
+  torchrun --nproc-per-node 2 -m pretrain mae_digits
+  python -m pretrain release runs/mae_digits
+  python -m pretrain report runs/mae_digits
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m pretrain` and of `masquerade pretrain`."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"release": release, "report": report}
+    command = commands.get(argv[0]) if argv else None
+    return run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
+
+
+def pretrain(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain",
+        description="Pretrain an encoder as a recipe says. Started again, a run goes on from its newest checkpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a name from pretrain/recipes, a YAML file; or release | report RUN")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    arguments = parser.parse_args(argv)
+
+    from pretrain.config import format_config, load_config
+
+    config, origin = load_config(arguments.recipe, arguments.overrides)
+    if arguments.print_config:
+        print(format_config(config, origin))
+        return 0
+    quiet_libraries()
+    lead = os.environ.get("RANK", "0") == "0"
+    if lead:
+        print(format_config(config, origin), flush=True)
+    from pretrain.run import run
+
+    result = run(config)
+    if lead:
+        print(f"done: {result.steps} steps, report in {result.folder / 'report.html'}")
+    return 0
+
+
+def release(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain release",
+        description="Write a run's encoder as a folder that transformers.AutoModel opens, with a model card.",
+        epilog="example:\n  python -m pretrain release runs/mae_digits --out digits-encoder",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--out", type=Path, help="default: RUN/release")
+    arguments = parser.parse_args(argv)
+    quiet_libraries()
+    from pretrain.release import release_run
+
+    folder = release_run(arguments.run, arguments.out)
+    print(f"released: {folder} (transformers.AutoModel.from_pretrained({str(folder)!r}))")
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain report",
+        description="Write report.html from what a run folder holds, at any time of the run.",
+        epilog="example:\n  python -m pretrain report runs/mae_digits",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    arguments = parser.parse_args(argv)
+    from pretrain.run_folder import load_run_config
+    from pretrain.tracking.report import write_report
+
+    load_run_config(arguments.run)  # refuses what is not a run folder
+    print(write_report(arguments.run))
+    return 0
+
+
+def quiet_libraries() -> None:
+    """No advice and no progress bars of libraries between our own lines; never a look at a model hub."""
+    for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                       "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}.items():  # fmt: skip
+        os.environ.setdefault(key, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Augmentation of single images on the CPU: numpy arrays (H, W, C) in, contiguous (C, S, S) out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
+
+
+def center_view(image: np.ndarray, size: int) -> np.ndarray:
+    """The largest centred square, resized: (H, W, C) → (C, size, size). Bytes stay bytes; 16 bit becomes [0, 1]."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return resized_crop(image, (left, top, left + side, top + side), size)
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A crop of random area (a fraction in `scale`) and aspect (in `ratio`), resized: (C, size, size).
+
+    After Inception's crop (Szegedy et al. 2015): ten tries for a crop that fits, then the centre.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return resized_crop(image, (left, top, left + w, top + h), size)
+    return center_view(image, size)
+
+
+def random_shift(image: np.ndarray, rng: np.random.Generator, pixels: int) -> np.ndarray:
+    """(C, H, W) moved by up to `pixels` in both directions, zeros moving in."""
+    dy, dx = rng.integers(-pixels, pixels + 1, size=2)
+    height, width = image.shape[1:]
+    shifted = np.zeros_like(image)
+    shifted[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = image[
+        :, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
+    ]
+    return shifted
+
+
+def resized_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """The part of `image` within `box`, resized bilinearly with antialiasing: (H, W, C) → (C, size, size)."""
+    if box == (0, 0, size, size) and image.shape[:2] == (size, size):
+        whole = image
+    elif image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        whole = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(
+            size, size, -1
+        )
+    else:
+        # Pillow has no other layouts: resize each channel as a plane of floats.
+        planes = [
+            np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=box))
+            for plane in image.transpose(2, 0, 1).astype(np.float32)
+        ]
+        whole = np.stack(planes, axis=2)
+        if image.dtype == np.uint8:
+            whole = whole.round().clip(0, 255).astype(np.uint8)
+    if whole.dtype == np.uint16 or image.dtype == np.uint16:
+        whole = whole.astype(np.float32) / 65535
+    return np.ascontiguousarray(whole.transpose(2, 0, 1))  # (C, size, size)

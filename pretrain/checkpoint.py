@@ -1,0 +1,145 @@
+"""Checkpoints: saved whole or not at all, validated before they are trusted, resumed on any world size.
+
+Tensors go through `torch.distributed.checkpoint` (DCP), which reshards on load. A checkpoint is a folder that gets
+its final name last, by one rename, after everything in it has been written, checksummed and fsynced; so any folder
+named `step_########` was complete once, and its manifest tells whether it still is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from data_tools.errors import UserError
+from pretrain.engine.base import Engine
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last."""
+
+    def __init__(self, folder: Path, engine: Engine, keep: int) -> None:
+        self.folder = folder
+        self.engine = engine
+        self.keep = keep
+
+    def save(self, step: int, progress: dict[str, Any]) -> Path:
+        """Write the state after `step` steps. Called on all ranks together.
+
+        Args:
+            progress: what is not a tensor: the stream's state, versions. JSON-able, the same on all ranks.
+        """
+        final = self.folder / f"step_{step:08d}"
+        partial = self.folder / f".step_{step:08d}.partial"
+        lead = self.engine.world.rank == 0
+        if lead:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.engine.barrier()
+        dcp.save(
+            self.engine.state_dict(),
+            storage_writer=FileSystemWriter(partial),
+            no_dist=self.engine.world.size == 1,
+        )
+        if lead:
+            (partial / "progress.json").write_text(json.dumps({"step": step, **progress}))
+            seal(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            fsync(self.folder)
+            self.forget_old()
+        self.engine.barrier()
+        return final
+
+    def forget_old(self) -> None:
+        """Delete all but the newest `keep`; the newest has just been written, so what stays is never nothing."""
+        for old in complete(self.folder)[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for partial in self.folder.glob(".step_*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Load the newest valid checkpoint into the engine. Called on all ranks together.
+
+        Returns:
+            Its progress (None: there is no checkpoint yet), and a line for every broken one that was passed over.
+        Raises:
+            UserError: there are checkpoints, and none of them is valid.
+        """
+        found = newest_valid(self.folder) if self.engine.world.rank == 0 else None
+        path, broken = self.engine.broadcast(found)
+        if path is None:
+            if broken:
+                raise UserError(
+                    f"{self.folder}: no valid checkpoint: {'; '.join(broken)}; delete them to start over"
+                )
+            return None, []
+        state = self.engine.state_dict()
+        dcp.load(state, storage_reader=FileSystemReader(path), no_dist=self.engine.world.size == 1)
+        self.engine.load_state_dict(state)
+        return json.loads((path / "progress.json").read_text()), broken
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints with their final name, oldest first."""
+    return sorted(folder.glob("step_*"))
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are what its manifest says, and what is wrong with the newer ones."""
+    broken = []
+    for path in reversed(complete(folder)):
+        fault = find_fault(path)
+        if fault is None:
+            return path, broken
+        broken.append(fault)
+    return None, broken
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None when it is valid."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"{checkpoint.name}/{MANIFEST} cannot be read ({type(error).__name__})"
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{checkpoint.name}/{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{checkpoint.name}/{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+        if digest(path) != expected["sha256"]:
+            return f"{checkpoint.name}/{name} has another checksum than when it was saved"
+    return None
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of everything in `folder`, and make all of it durable."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        fsync(path)
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+    fsync(folder / MANIFEST)
+    fsync(folder)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

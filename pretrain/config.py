@@ -1,0 +1,335 @@
+"""The typed configuration of a run: dataclasses are the schema, a recipe is YAML, `key=value` overrides it.
+
+Precedence is command line > recipe > defaults. Parsing is PyYAML's safe loader, validation is pydantic's; nothing in
+a recipe is ever executed or read from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from data_tools.errors import UserError
+from pretrain.tracking.config import TrackingConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+ENGINES = ("ddp",)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which shards, and how they become rows and batches."""
+
+    path: str = "sample:digits"
+    sequence_length: int | None = None
+    """Tokens in a row: token data sets are packed into full rows of this length."""
+    workers: int = 0
+    """Decoding workers of each rank; 0 decodes in the loader's own background thread."""
+    worker_kind: Literal["thread", "process"] = "thread"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large the batch, in which precision."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    global_batch_size: int = 256
+    micro_batch_size: int | None = None
+    """Samples of one rank in one forward pass; the rest is accumulated. Default: all of the rank's share."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_grad_norm: float | None = None
+    max_skipped_steps: int = 20
+    """Steps with a non-finite gradient, in a row, after which the run gives up."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW; weight decay acts on matrices only (parameters of two and more dimensions that are not embeddings)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    """Learning rate of a block relative to the block above it (MAE fine-tuning: .65 for B, .75 for L)."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Online kNN and linear probes on the frozen encoder; off while `every` is 0."""
+
+    every: int = 0
+    train: str = "sample:digits"
+    test: str = "sample:digits_test"
+    label: str = "label"
+    """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
+    train_samples: int = 2000
+    test_samples: int = 1000
+    neighbours: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole. `encoder` and `objective` are checked against the schema that their `name` selects."""
+
+    objective: Any
+    encoder: Any
+    name: str = "run"
+    run_dir: str | None = None
+    """Where everything of this run is written; default `runs/<name>`."""
+    seed: int = 0
+    engine: Literal["ddp"] = "ddp"
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer_overrides: dict[str, dict[str, Any]] | None = None
+    """Per optimizer of the objective, what differs from `optimizer`, e.g. `{discriminator: {lr: 4e-4}}`."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig = ProbeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+    def optimizer_for(self, name: str) -> OptimizerConfig:
+        """The settings of one of the objective's optimizers."""
+        own = (self.optimizer_overrides or {}).get(name, {})
+        return build_section(
+            OptimizerConfig, {**asdict(self.optimizer), **own}, f"optimizer_overrides.{name}"
+        )
+
+
+def load_recipe(recipe: str) -> tuple[dict[str, Any], str]:
+    """The mapping in a recipe (a name from `pretrain/recipes`, or a path to a YAML file) and what to call it."""
+    return read_recipe(recipe, RECIPES)
+
+
+def read_recipe(recipe: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """Find a recipe by its name in `folder` or by its path, and read it with the safe loader."""
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else folder / f"{recipe}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise UserError(
+            f"recipe {recipe!r}: no such recipe;{nearest(recipe, known)} known: {', '.join(known)}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    return values, path.name
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`train.steps=10` → `{"train": {"steps": 10}}`; the value is read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"{text!r} (command line): an override is written key=value, e.g. train.steps=100")
+    try:
+        node: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} (command line): the value is not valid YAML; quote it") from None
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    return node
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` in place of its own, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # Another encoder or objective has other settings: those of the one it replaces do not carry over.
+        renamed = both and "name" in value and merged[key].get("name", value["name"]) != value["name"]
+        merged[key] = merge(merged[key], value) if both and not renamed else value
+    return merged
+
+
+def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """Resolve a run's configuration.
+
+    Returns:
+        The validated configuration, and for every dotted key that is not a default, where its value came from.
+    Raises:
+        UserError: an unknown recipe or key (with the nearest right one), a wrong type, a contradiction.
+    """
+    values, source = load_recipe(recipe)
+    if "name" not in values:
+        values = {**values, "name": Path(recipe).stem}
+    origin = dict.fromkeys(flatten(values), source)
+    for text in overrides:
+        override = parse_override(text)
+        values = merge(values, override)
+        origin |= dict.fromkeys(flatten(override), "command line")
+    return build_config(values), origin
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """Validate a mapping (a recipe, or a run folder's `config.yaml`) into a `Config`."""
+    from pretrain.encoders import encoder_class
+    from pretrain.objectives import objective_class
+
+    values = dict(values)
+    for section, find in (("objective", objective_class), ("encoder", encoder_class)):
+        own = values.get(section)
+        if not isinstance(own, dict) or "name" not in own:
+            raise UserError(
+                f"{section}: missing, or without a name; a recipe says e.g. `{section}: {{name: …}}`"
+            )
+        values[section] = build_section(find(own["name"]).Config, own, section)
+    config = build_section(Config, values, "")
+    check(config)
+    return config
+
+
+def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
+    """Validate a mapping into the dataclass `schema`, strictly: unknown keys are errors that name the nearest one."""
+    reject_unknown(schema, values, place)
+    try:
+        return TypeAdapter(schema, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([place, *map(str, first["loc"])]).strip(".")
+        raise UserError(f"{key}={first.get('input')!r}: {first['msg'].lower()}") from None
+
+
+def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
+    """Raise a `UserError` for the first key of `values` that the dataclass `schema` does not have."""
+    known = {field.name: field for field in fields(schema)}
+    for key, value in values.items():
+        dotted = f"{place}.{key}".strip(".")
+        if key not in known:
+            raise UserError(
+                f"{dotted}: unknown key;{nearest(str(key), list(known))} known: {', '.join(known)}"
+            )
+        default = known[key].default
+        if is_dataclass(default):
+            if not isinstance(value, (dict, type(default))):
+                raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
+            if isinstance(value, dict):
+                reject_unknown(type(default), value, dotted)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` did you mean 'x'?`, or nothing when no known word is near."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" did you mean {match[0]!r}?" if match else ""
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` for values that are well-typed but wrong or contradict each other."""
+    train = config.train
+    if (train.steps is None) == (train.epochs is None):
+        raise UserError("train.steps and train.epochs: give exactly one of them")
+    positive = {
+        "train.steps": train.steps,
+        "train.epochs": train.epochs,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.clip_grad_norm": train.clip_grad_norm,
+        "optimizer.lr": config.optimizer.lr,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "data.sequence_length": config.data.sequence_length,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: must be greater than 0")
+    if train.steps is not None and config.schedule.warmup_steps > train.steps:
+        raise UserError(
+            f"schedule.warmup_steps={config.schedule.warmup_steps}: longer than the run (train.steps={train.steps})"
+        )
+    for name in config.optimizer_overrides or {}:
+        config.optimizer_for(name)
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """Raise a `UserError` when the ranks cannot share the global batch equally."""
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    if batch % world_size:
+        near = max(world_size, round(batch / world_size) * world_size)
+        raise UserError(
+            f"train.global_batch_size={batch}: {world_size} ranks cannot share it equally; {near} would do"
+        )
+    share = batch // world_size
+    if micro is not None and share % micro:
+        raise UserError(
+            f"train.micro_batch_size={micro}: does not divide a rank's share of {share} samples "
+            f"(global_batch_size {batch} / {world_size} ranks); {largest_divisor(share, micro)} would do"
+        )
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return next(n for n in range(min(number, at_most), 0, -1) if number % n == 0)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain values that YAML and JSON can hold, and `build_config` reads back."""
+    return {key: plain(value) for key, value in asdict(config).items()}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        flat |= flatten(value, f"{dotted}.") if isinstance(value, dict) and value else {dotted: value}
+    return flat
+
+
+def format_config(config: Config, origin: dict[str, str]) -> str:
+    """The resolved configuration as YAML, each value that is not a default marked with where it came from."""
+    lines = []
+    for line, dotted in yaml_lines(to_dict(config)):
+        source = origin.get(dotted)
+        lines.append(f"{line}  # {source}" if source else line)
+    return "\n".join(lines)
+
+
+def yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> list[tuple[str, str]]:
+    """Each line of block-style YAML with the dotted key it shows."""
+    lines: list[tuple[str, str]] = []
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            lines.append((f"{indent}{key}:", dotted))
+            lines.extend(yaml_lines(value, f"{dotted}.", f"{indent}  "))
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+            lines.append((f"{indent}{key}: {text}", dotted))
+    return lines

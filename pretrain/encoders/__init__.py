@@ -1,0 +1,14 @@
+"""The encoder families by name. A user's own is found as `module:Class`."""
+
+from __future__ import annotations
+
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.vit import ViTEncoder
+from pretrain.registry import find_class
+
+ENCODERS: dict[str, type[Encoder]] = {"vit": ViTEncoder}
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """The encoder family called `name`, or the class that `module:Class` names."""
+    return find_class(name, ENCODERS, "encoder.name")

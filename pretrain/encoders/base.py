@@ -1,0 +1,132 @@
+"""What every encoder is: a batch of whole or partly hidden samples in, tokens out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_tools.errors import UserError
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+
+class Encoder(nn.Module):
+    """A `transformers` base model (`self.model`), seen as a map from a batch to tokens.
+
+    Training happens on the very modules that are released, so a release is a copy and never a conversion.
+    """
+
+    Config: ClassVar[type]
+    modality: ClassVar[str]
+    dim: int
+    """Width D of the tokens."""
+    model: nn.Module
+
+    def __init__(self, config: Any, dataset: Dataset | None) -> None:
+        """`dataset` supplies what the data decide: the vocabulary size, the tokenizer. None: all is in `config`."""
+        super().__init__()
+        self.config = config
+        self.dataset_folder = dataset.folder if dataset is not None else None
+
+    def view(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """One whole sample as this encoder takes it: fixed shape, nothing random. CPU."""
+        raise TypeError(f"{type(self).__name__} must define view()")
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """Tokens (B, N, D) of a batch; `hidden` says, per family, what the encoder must not see."""
+        raise TypeError(f"{type(self).__name__} must define forward()")
+
+    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:  # noqa: ARG002 - part of the interface
+        """One vector a sample: tokens (B, N, D) → (B, D). A pure function, without parameters."""
+        return tokens.mean(1)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order from input to output, for layer-wise decay and for sharding."""
+        return []
+
+    def after_blocks(self) -> list[nn.Module]:
+        """What follows the last block (the final norm)."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `transformers.AutoModel` opens, with its processor or tokenizer.
+
+        Raises:
+            UserError: the family has no counterpart in `transformers`.
+        """
+        raise UserError(
+            f"encoder.name={self.config.name!r}: transformers has no such model, so it cannot be released; "
+            "train one of the families that docs/support.md marks as releasable"
+        )
+
+
+def image_to_array(image: np.ndarray, channels: int, place: str) -> np.ndarray:
+    """An image (H, W, c) with the number of channels the encoder expects: grey is repeated, colour is averaged.
+
+    Raises:
+        UserError: neither is possible (e.g. 4 channels for an encoder of 3).
+    """
+    if image.shape[2] == channels:
+        return image
+    if image.shape[2] == 1:
+        return image.repeat(channels, axis=2)
+    if channels == 1 and image.shape[2] == 3:
+        return image.mean(axis=2, keepdims=True).astype(image.dtype)
+    raise UserError(
+        f"{place}: an image of {image.shape[2]} channels for an encoder of {channels}; "
+        f"set encoder.num_channels={image.shape[2]}"
+    )
+
+
+class ImageEncoder(Encoder):
+    """An encoder of images: resizes, and normalises on the device what travels as bytes."""
+
+    modality = "image"
+
+    def __init__(self, config: Any, dataset: Dataset | None) -> None:
+        super().__init__(config, dataset)
+        for name in ("image_mean", "image_std"):
+            values = getattr(config, name)
+            if len(values) not in (1, config.num_channels):
+                raise UserError(
+                    f"encoder.{name}={list(values)}: needs 1 value or one for each of the {config.num_channels} channels"
+                )
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.image_mean: Tensor
+        self.image_std: Tensor
+
+    def view(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """{"image": (C, S, S)}: resized to the encoder's size, short side first, then the centre."""
+        from pretrain.augment.image import center_view
+
+        image = image_to_array(field(sample, "image"), self.config.num_channels, sample["__key__"])
+        return {"image": center_view(image, self.config.image_size)}
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Bytes (or floats in [0, 1]) (B, C, H, W) → what the model takes: zero mean and unit variance."""
+        x = image.float() / 255 if image.dtype == torch.uint8 else image
+        return (x - self.image_mean) / self.image_std
+
+    def displayable(self, pixels: Tensor) -> Tensor:
+        """The inverse of `pixels`: floats in [0, 1] for the eye."""
+        return (pixels * self.image_std + self.image_mean).clamp(0, 1)
+
+
+def field(sample: dict[str, Any], name: str) -> Any:
+    """A field of a sample; `json.party` reaches into a member.
+
+    Raises:
+        UserError: the sample has no such field.
+    """
+    value: Any = sample
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            has = ", ".join(sorted(key for key in sample if not key.startswith("__")))
+            raise UserError(f"sample {sample.get('__key__')!r}: has no field {name!r}; it has: {has}")
+        value = value[part]
+    return value

@@ -1,0 +1,14 @@
+"""The objectives by name. A user's own is found as `module:Class`, without touching this file."""
+
+from __future__ import annotations
+
+from pretrain.objectives.base import Objective
+from pretrain.objectives.mae import MAE
+from pretrain.registry import find_class
+
+OBJECTIVES: dict[str, type[Objective]] = {"mae": MAE}
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective called `name`, or the class that `module:Class` names."""
+    return find_class(name, OBJECTIVES, "objective.name")

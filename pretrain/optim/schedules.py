@@ -1,0 +1,25 @@
+"""Learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+from pretrain.config import ScheduleConfig
+
+
+def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> float:
+    """The fraction of the peak learning rate at `step` (0-based): linear warm-up, then the named decay.
+
+    Step 0 already learns: the warm-up reaches the peak at its last step. The decay reaches `min_lr_ratio` at the end.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    progress = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)  # in [0, 1)
+    match schedule.name:
+        case "cosine":
+            decay = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            decay = 1 - progress
+        case _:
+            decay = 1.0
+    return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * decay

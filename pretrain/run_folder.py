@@ -1,0 +1,106 @@
+"""The folder of a run: who may write to it, and what identifies the run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from data_tools.errors import UserError
+from pretrain.config import Config, flatten, to_dict
+
+# What may change between two starts of the same run without making it another run.
+FREE_SECTIONS = ("name", "run_dir", "engine", "checkpoint", "tracking", "probe")
+FREE_KEYS = (
+    "data.workers",
+    "data.worker_kind",
+    "data.path",
+    "train.micro_batch_size",
+    "train.max_skipped_steps",
+)
+
+
+class RunFolder:
+    """`runs/<name>`, locked for one job at a time by rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_file: IO[str] | None = None
+
+    def open(self, config: Config) -> str:
+        """Create or reopen the folder, write `config.yaml`, and return the run's id.
+
+        Raises:
+            UserError: another job writes here, the folder cannot be written, or it holds a different run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock_file = (self.path / "lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another run_dir"
+            ) from None
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self.path}: another job is running in this folder; choose another run_dir"
+            ) from None
+        self.refuse_other_run(config)
+        write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        return self.run_id()
+
+    def refuse_other_run(self, config: Config) -> None:
+        saved = self.path / "config.yaml"
+        if not saved.exists() or not (self.path / "checkpoints").is_dir():
+            return
+        before, now = flatten(yaml.safe_load(saved.read_text()) or {}), flatten(to_dict(config))
+        for key in sorted(before.keys() | now.keys()):
+            if (
+                before.get(key) != now.get(key)
+                and key.split(".")[0] not in FREE_SECTIONS
+                and key not in FREE_KEYS
+            ):
+                raise UserError(
+                    f"{self.path}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                    "choose another run_dir (or name), or delete the folder to start over"
+                )
+
+    def run_id(self) -> str:
+        path = self.path / "run.json"
+        if not path.exists():
+            write_text(path, json.dumps({"id": secrets.token_hex(4)}))
+        return str(json.loads(path.read_text())["id"])
+
+    def close(self) -> None:
+        if self.lock_file:
+            self.lock_file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_run_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration that a run folder holds.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{run}: not a run folder (no config.yaml); give the folder that a run wrote, e.g. runs/mae_digits"
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

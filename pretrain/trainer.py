@@ -1,0 +1,179 @@
+"""The training loop. It walks an objective's phases through an engine and knows neither by name."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data_tools.errors import UserError
+from data_tools.loader import Loader, Step
+from pretrain.checkpoint import Checkpoints
+from pretrain.config import Config
+from pretrain.engine.base import Engine
+from pretrain.objectives.base import Batch, Objective, Phase
+from pretrain.optim import learning_rate
+
+
+class Tracks(Protocol):
+    """What the trainer tells of itself; `pretrain.tracking.Tracker` in a real run."""
+
+    def train(self, step: int, values: dict[str, Any]) -> None: ...
+    def event(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Hook:
+    """Something to do beside training (a probe, a picture), on all ranks together, every so many steps."""
+
+    every: int
+    run: Callable[[int], None]
+
+    def due(self, step: int, total_steps: int) -> bool:
+        return self.every > 0 and (step % self.every == 0 or step == total_steps)
+
+
+class Trainer:
+    """Trains an objective from wherever it stands to the last step."""
+
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        loader: Loader,
+        engine: Engine,
+        total_steps: int,
+        tracker: Tracks | None = None,
+        checkpoints: Checkpoints | None = None,
+        hooks: tuple[Hook, ...] = (),
+    ) -> None:
+        self.config = config
+        self.objective = objective
+        self.loader = loader
+        self.engine = engine
+        self.total_steps = total_steps
+        self.tracker = tracker
+        self.checkpoints = checkpoints
+        self.hooks = hooks
+        self.step = 0
+        self.phases = objective.phases()
+        self.values: dict[str, Tensor] = {}
+        """The newest step's losses, metrics and norms; losses are this rank's share of the mean over the global batch."""
+        self.skipped = torch.zeros((), device=engine.device)
+        self.logged_at = (0, time.perf_counter())
+        self.waited = 0.0
+
+    def resume(self) -> list[str] | None:
+        """Go on from the newest valid checkpoint.
+
+        Returns:
+            What is wrong with newer, broken ones; None where there is no checkpoint to go on from.
+        """
+        progress, broken = self.checkpoints.resume() if self.checkpoints else (None, [])
+        if progress is None:
+            return None
+        self.step = progress["step"]
+        self.loader.load_state_dict(progress["stream"])
+        return broken
+
+    def fit(self) -> None:
+        """Run every remaining step, logging, saving and running hooks when they are due."""
+        self.logged_at = (self.step, time.perf_counter())
+        if self.step == 0:
+            self.run_hooks(initial=True)
+        steps = iter(self.loader)
+        while self.step < self.total_steps:
+            batch = self.take(steps)
+            self.values.clear()
+            for phase in self.phases:
+                if self.step % phase.every == 0:
+                    self.update(phase, batch)
+            self.step += 1
+            if self.due(self.config.tracking.log_every):
+                self.log(batch)
+            self.run_hooks()
+            if self.checkpoints and self.due(self.config.checkpoint.every):
+                self.checkpoints.save(self.step, {"stream": self.loader.state_dict()})
+
+    def due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.total_steps
+
+    def take(self, steps: Iterator[Step]) -> Step:
+        started = time.perf_counter()
+        batch = next(steps)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    def update(self, phase: Phase, step: Step) -> None:
+        """One optimizer step of one phase over the whole global batch."""
+        micro_batches = step.micro_batches
+        # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly.
+        count = self.engine.sum(
+            torch.tensor(sum(self.objective.count(phase, b) for b in micro_batches))
+        ).item()
+        scale = 1.0 / max(count, 1.0)
+        torch.manual_seed(seed_of(self.config.seed, self.step, phase.name, self.engine.world.rank))
+        for i, batch in enumerate(micro_batches):
+            loss = self.engine.backward(phase, self.to_device(batch), scale, last=i == len(micro_batches) - 1)
+            for name, value in {"loss": loss.sum, **loss.metrics}.items():
+                label = self.label(phase, name)
+                self.values[label] = self.values.get(label, 0) + value.double() * scale
+        factor = learning_rate(self.step, self.total_steps, self.config.schedule)
+        norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm)
+        # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
+        self.values[self.label(phase, "grad_norm")] = norm.double() / self.engine.world.size
+        self.skipped = (self.skipped + skipped) * skipped  # in a row
+        self.objective.after_step(phase, self.step)
+
+    def to_device(self, batch: Batch) -> Batch:
+        move = self.engine.device
+        return {k: v.to(move, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def label(self, phase: Phase, name: str) -> str:
+        return name if len(self.phases) == 1 else f"{phase.name}/{name}"
+
+    def log(self, batch: Step) -> None:
+        """Reduce the newest step's values over ranks, once, and hand them to the tracker."""
+        sums = self.engine.sum(torch.stack(list(self.values.values()))).tolist()
+        now = time.perf_counter()
+        since, started = self.logged_at
+        values = {
+            **dict(zip(self.values, sums, strict=True)),
+            "lr": self.config.optimizer.lr
+            * learning_rate(self.step - 1, self.total_steps, self.config.schedule),
+            "position": self.loader.state_dict()["position"],
+            "epoch": batch.epoch,
+            "samples_per_second": (self.step - since) * self.config.train.global_batch_size / (now - started),
+            "data_wait": self.waited / (now - started),
+        }
+        if self.tracker:
+            self.tracker.train(self.step, values)
+        self.waited, self.logged_at = 0.0, (self.step, now)
+        self.stop_if_stuck(batch)
+
+    def stop_if_stuck(self, batch: Step) -> None:
+        in_a_row = int(self.skipped.item())
+        if in_a_row >= self.config.train.max_skipped_steps:
+            keys = [key for micro in batch.keys for key in micro]
+            raise UserError(
+                f"step {self.step}: the gradient has not been finite for {in_a_row} steps (train.max_skipped_steps); "
+                f"lower optimizer.lr or look at the batch's samples: {', '.join(keys[:8])} …"
+            )
+
+    def run_hooks(self, initial: bool = False) -> None:
+        started = time.perf_counter()
+        for hook in self.hooks:
+            if initial or hook.due(self.step, self.total_steps):
+                hook.run(self.step)
+        # Probes and pictures are not training: their time does not count into the throughput.
+        self.logged_at = (self.logged_at[0], self.logged_at[1] + time.perf_counter() - started)
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed from whatever identifies the moment."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
