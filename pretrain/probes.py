@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from data_tools.dataset import Dataset, open_dataset
+from data_tools.loader import evaluation_batches
 from torch import Tensor
 
-from data_tools.dataset import Dataset, open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import evaluation_batches
 from pretrain.config import ProbeConfig
 from pretrain.encoders.base import field
 from pretrain.objectives.base import Batch, Encoded
@@ -78,7 +78,7 @@ def features(
 ) -> tuple[Tensor, Tensor]:
     """Pooled features (N, D) in fp32 and class numbers (N,) of a whole data set, on the CPU."""
 
-    def transform(sample: dict[str, Any], rng: np.random.Generator) -> Batch:  # noqa: ARG001 - a view is not random
+    def transform(sample: dict[str, Any], _rng: np.random.Generator) -> Batch:
         return {**view(sample), "class": classes.number(sample)}
 
     pooled, labels = [], []

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from data_tools.dataset import Dataset, open_dataset
 from data_tools.loader import Loader
 from data_tools.stream import PackedStream, Stream
+from torch import nn
+
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.encoders import encoder_class

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from data_tools.loader import Loader, Step
 from torch import Tensor
 
 from data_tools.errors import UserError
-from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config
 from pretrain.engine.base import Engine

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         """Tokens (B, N, D) of a batch; `hidden` says, per family, what the encoder must not see."""
         raise TypeError(f"{type(self).__name__} must define forward()")
 
-    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:  # noqa: ARG002 - part of the interface
+    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """One vector a sample: tokens (B, N, D) → (B, D). A pure function, without parameters."""
         return tokens.mean(1)
 

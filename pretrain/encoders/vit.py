@@ -96,7 +96,7 @@ class ViTEncoder(ImageEncoder):
             x = layer(x)
         return self.model.layernorm(x)
 
-    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:  # noqa: ARG002
+    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """The mean of the patch tokens, or the class token: (B, 1 + N, D) → (B, D)."""
         return tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(1)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
+
     from pretrain.encoders.base import Encoder
     from pretrain.tracking.pictures import Picture
 
@@ -77,7 +78,7 @@ class Objective:
         """The updates of a step, in order. By default one, which trains every role."""
         return [Phase("train", trains=tuple(self.roles))]
 
-    def count(self, phase: Phase, batch: Batch) -> float:  # noqa: ARG002 - part of the interface
+    def count(self, phase: Phase, batch: Batch) -> float:
         """How many things `loss` sums over in this micro-batch, read off the batch alone. By default its samples."""
         return float(len(next(value for value in batch.values() if isinstance(value, Tensor))))
 
@@ -97,7 +98,7 @@ class Objective:
         tokens = self.encoder(batch)  # (B, N, D)
         return Encoded(tokens, self.encoder.pool(tokens, batch))
 
-    def picture(self, batch: Batch) -> Picture | None:  # noqa: ARG002 - part of the interface
+    def picture(self, batch: Batch) -> Picture | None:
         """What was given, what was hidden and what was guessed, for people. Called on all ranks together."""
         return None
 

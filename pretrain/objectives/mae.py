@@ -71,11 +71,11 @@ class MAE(Objective):
             view = np.ascontiguousarray(view[:, :, ::-1])
         return {"image": view, "order": rng.permutation(self.encoder.num_patches)}
 
-    def count(self, phase: Phase, batch: Batch) -> float:  # noqa: ARG002
+    def count(self, phase: Phase, batch: Batch) -> float:
         """Masked patches."""
         return float(len(batch["order"]) * (self.encoder.num_patches - self.visible))
 
-    def loss(self, phase: Phase, batch: Batch) -> Loss:  # noqa: ARG002
+    def loss(self, phase: Phase, batch: Batch) -> Loss:
         prediction, masked = self.predict(batch)  # (B, M, p²C), (B, M)
         target = self.target(self.encoder.pixels(batch["image"]))  # (B, N, p²C)
         target = target.gather(1, masked.unsqueeze(-1).expand_as(prediction))
