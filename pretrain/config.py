@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from data_tools.errors import UserError
 from pretrain.tracking.config import TrackingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-ENGINES = ("ddp",)
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,18 @@ class ProbeConfig:
     neighbours: int = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run, whole. `encoder` and `objective` are checked against the schema that their `name` selects."""
 
-    objective: Any
-    encoder: Any
     name: str = "run"
     run_dir: str | None = None
     """Where everything of this run is written; default `runs/<name>`."""
     seed: int = 0
     engine: Literal["ddp"] = "ddp"
     data: DataConfig = DataConfig()
+    encoder: Any
+    objective: Any
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     optimizer_overrides: dict[str, dict[str, Any]] | None = None
@@ -212,7 +211,7 @@ def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
     """Validate a mapping into the dataclass `schema`, strictly: unknown keys are errors that name the nearest one."""
     reject_unknown(schema, values, place)
     try:
-        return TypeAdapter(schema, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(values)
+        return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([place, *map(str, first["loc"])]).strip(".")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from data_tools.loader import Loader, Step
 from torch import Tensor
 
 from data_tools.errors import UserError
+from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config
 from pretrain.engine.base import Engine
@@ -63,7 +63,7 @@ class Trainer:
         self.step = 0
         self.phases = objective.phases()
         self.values: dict[str, Tensor] = {}
-        """The newest step's losses, metrics and norms; losses are this rank's share of the mean over the global batch."""
+        """Of the newest step, by label: this rank's share of the mean over the global batch."""
         self.skipped = torch.zeros((), device=engine.device)
         self.logged_at = (0, time.perf_counter())
         self.waited = 0.0

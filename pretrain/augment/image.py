@@ -70,6 +70,6 @@ def resized_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
         whole = np.stack(planes, axis=2)
         if image.dtype == np.uint8:
             whole = whole.round().clip(0, 255).astype(np.uint8)
-    if whole.dtype == np.uint16 or image.dtype == np.uint16:
+    if image.dtype == np.uint16:
         whole = whole.astype(np.float32) / 65535
     return np.ascontiguousarray(whole.transpose(2, 0, 1))  # (C, size, size)

@@ -94,7 +94,7 @@ class ImageEncoder(Encoder):
             values = getattr(config, name)
             if len(values) not in (1, config.num_channels):
                 raise UserError(
-                    f"encoder.{name}={list(values)}: needs 1 value or one for each of the {config.num_channels} channels"
+                    f"encoder.{name}={list(values)}: needs 1 value, or {config.num_channels}: one a channel"
                 )
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.image_mean: Tensor

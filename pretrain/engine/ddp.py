@@ -64,7 +64,7 @@ class DDPEngine(Engine):
         one_phase = sum(phase.optimizer == optimizer for phase in self.objective.phases()) == 1
         return DistributedDataParallel(
             trainee,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
             find_unused_parameters=not one_phase,
         )

@@ -1,0 +1,47 @@
+"""One process and several see the same batches and learn the same: every loss is equal, rounding aside."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.processes import losses, run
+
+SHORT = [
+    "train.steps=50",
+    "tracking.log_every=1",
+    "tracking.wandb.mode=disabled",
+    "probe.every=0",
+    "tracking.picture_every=50",
+]
+
+
+def curve(recipe, run_dir, processes, *overrides):
+    run("pretrain", [recipe, f"run_dir={run_dir}", *SHORT, *overrides], processes)
+    return losses(run_dir)
+
+
+def assert_same_curve(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys() == set(range(1, 51))
+    for step, values in one.items():
+        for name, value in values.items():
+            if name.endswith("loss"):
+                assert other[step][name] == pytest.approx(value, rel=tolerance), (step, name)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    batch = "train.global_batch_size=64"
+    one = curve("mae_digits", tmp_path / "one", 1, batch)
+    two = curve("mae_digits", tmp_path / "two", 2, batch)
+    assert_same_curve(one, two)
+    assert one[50]["loss"] < 0.98 * one[1]["loss"]
+    assert [line["position"] for line in one.values()] == [64 * step for step in range(1, 51)]
+
+
+@pytest.mark.slow
+def test_accumulated_micro_batches_learn_what_whole_batches_learn(tmp_path):
+    one = curve("mae_digits", tmp_path / "one", 1, "train.global_batch_size=64")
+    accumulated = curve(
+        "mae_digits", tmp_path / "two", 2, "train.global_batch_size=64", "train.micro_batch_size=8"
+    )
+    assert_same_curve(one, accumulated)

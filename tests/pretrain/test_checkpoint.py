@@ -1,0 +1,116 @@
+"""Checkpoints: valid last and at once, and never trusted unseen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_tools.errors import UserError
+from pretrain.checkpoint import Checkpoints, complete, find_fault, newest_valid
+from pretrain.config import OptimizerConfig
+from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.engine.base import World
+from pretrain.engine.ddp import DDPEngine
+from pretrain.objectives.mae import MAE, MAEConfig
+from pretrain.optim import build_optimizer
+
+TINY = ViTEncoderConfig(
+    image_size=8, patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+    image_mean=(0.5,), image_std=(0.5,),
+)  # fmt: skip
+
+
+def tiny_engine(seed):
+    torch.manual_seed(seed)
+    decoder = MAEConfig(decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+    objective = MAE(decoder, ViTEncoder(TINY), dataset=None)
+    engine = DDPEngine("fp32", World())
+    engine.prepare(objective, lambda _, roles: build_optimizer(roles, OptimizerConfig()))
+    return engine
+
+
+def train(engine, steps):
+    generator = torch.Generator().manual_seed(0)
+    phase = engine.objective.phases()[0]
+    for _ in range(steps):
+        image = torch.randint(0, 255, (4, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        order = torch.stack([torch.randperm(4, generator=generator) for _ in range(4)])
+        engine.backward(phase, {"image": image, "order": order}, 0.1, last=True)
+        engine.step(phase, 1.0, max_norm=1.0)
+
+
+def tensors(state, prefix=""):
+    flat = {}
+    for key, value in state.items():
+        flat |= tensors(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return {key: value for key, value in flat.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints at steps 1, 2 and 3 of a tiny run."""
+    engine = tiny_engine(seed=0)
+    checkpoints = Checkpoints(tmp_path, engine, keep=3)
+    for step in (1, 2, 3):
+        train(engine, steps=1)
+        checkpoints.save(step, {"stream": {"position": step}})
+    return checkpoints
+
+
+def test_another_process_gets_back_every_weight_and_moment(saved):
+    other = tiny_engine(seed=1)
+    progress, broken = Checkpoints(saved.folder, other, keep=3).resume()
+    assert progress == {"step": 3, "stream": {"position": 3}}
+    assert broken == []
+    before, after = tensors(saved.engine.state_dict()), tensors(other.state_dict())
+    assert before.keys() == after.keys()
+    assert any(key.endswith("exp_avg_sq") and value.abs().sum() > 0 for key, value in after.items())
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_only_the_newest_are_kept(saved):
+    saved.keep = 2
+    train(saved.engine, steps=1)
+    saved.save(4, {"stream": {}})
+    assert [path.name for path in complete(saved.folder)] == ["step_00000003", "step_00000004"]
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove])
+@pytest.mark.parametrize("name", ["*.distcp", ".metadata", "progress.json", "manifest.json"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(saved, damage, name):
+    newest = complete(saved.folder)[-1]
+    damage(next(newest.glob(name)))
+    path, broken = newest_valid(saved.folder)
+    assert path == complete(saved.folder)[-2]
+    assert len(broken) == 1
+    assert newest.name in broken[0]
+
+
+def test_no_valid_checkpoint_left_is_an_error_that_says_so(saved):
+    for path in complete(saved.folder):
+        damage_truncate(path / "progress.json")
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        saved.resume()
+
+
+def test_an_unfinished_checkpoint_is_never_taken(saved):
+    newest = complete(saved.folder)[-1]
+    newest.rename(saved.folder / ".step_00000003.partial")
+    path, broken = newest_valid(saved.folder)
+    assert path is not None and path.name == "step_00000002"
+    assert broken == []
+    assert find_fault(path) is None

@@ -1,0 +1,27 @@
+"""Learning-rate schedules as functions of the step."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import ScheduleConfig
+from pretrain.optim import learning_rate
+
+
+def test_warmup_is_linear_and_reaches_the_peak():
+    schedule = ScheduleConfig("cosine", warmup_steps=4)
+    assert [learning_rate(step, 10, schedule) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_decay_falls_from_the_peak_to_the_floor(name):
+    schedule = ScheduleConfig(name, warmup_steps=0, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 100, schedule) for step in range(101)]
+    assert rates[0] == 1.0
+    assert rates[50] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+
+
+def test_constant_stays():
+    assert learning_rate(99, 100, ScheduleConfig("constant")) == 1.0

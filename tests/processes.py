@@ -1,0 +1,62 @@
+"""Starting the product's commands as a user would: real processes, one or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def command(package: str, arguments: list[str], processes: int = 1) -> list[str]:
+    """`python -m package …`, under torchrun where there are several processes."""
+    if processes == 1:
+        return [sys.executable, "-m", package, *arguments]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return [sys.executable, *torchrun, package, *arguments]
+
+
+def run(
+    package: str, arguments: list[str], processes: int = 1, expect: int | None = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; fail with what it printed when the exit status is not the expected one (None: any but 0)."""
+    result = subprocess.run(
+        command(package, arguments, processes),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=environment(),
+    )
+    as_expected = result.returncode != 0 if expect is None else result.returncode == expect
+    assert as_expected, f"exit status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
+    return result
+
+
+def start(package: str, arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
+    """Start in a process group of its own, so that all of it can be killed at once."""
+    return subprocess.Popen(
+        command(package, arguments, processes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def losses(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """By step, the last `train` line of the run's metrics, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    clocked = ("time", "samples_per_second", "data_wait")
+    return {
+        line["step"]: {k: v for k, v in line.items() if k not in clocked}
+        for line in lines
+        if line["kind"] == "train"
+    }
