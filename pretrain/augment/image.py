@@ -12,11 +12,17 @@ Box = tuple[float, float, float, float]
 
 
 def center_view(image: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square, resized: (H, W, C) → (C, size, size). Bytes stay bytes; 16 bit becomes [0, 1]."""
+    """The short side resized to `size`, then the centre: (H, W, C) → (C, size, size). Bytes stay; 16 bit is [0, 1].
+
+    The box is where `ViTImageProcessor` resizes and crops whole pixels to, so that a release sees what training saw.
+    """
     height, width = image.shape[:2]
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    return resized_crop(image, (left, top, left + side, top + side), size)
+    short = min(height, width)
+    new_height, new_width = int(size * height / short), int(size * width / short)
+    top, left = (new_height - size) // 2 * height / new_height, (new_width - size) // 2 * width / new_width
+    right = min(width, left + size * width / new_width)
+    bottom = min(height, top + size * height / new_height)
+    return resized_crop(image, (left, top, right, bottom), size)
 
 
 def random_resized_crop(
@@ -72,4 +78,4 @@ def resized_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
             whole = whole.round().clip(0, 255).astype(np.uint8)
     if image.dtype == np.uint16:
         whole = whole.astype(np.float32) / 65535
-    return np.ascontiguousarray(whole.transpose(2, 0, 1))  # (C, size, size)
+    return whole.transpose(2, 0, 1).copy()  # (C, size, size), contiguous and writable

@@ -6,20 +6,62 @@ import json
 from pathlib import Path
 from typing import Any
 
+PROCESSOR_FILE = "preprocessor_config.json"
+BILINEAR = 2
+"""Pillow's number for it."""
+DEFAULT_MEAN = DEFAULT_STD = 0.5
+"""What `transformers` itself assumes of a ViT whose folder has no processor."""
+
 
 def save_image_processor(config: Any, folder: Path) -> None:
-    """Write what turns a picture into this encoder's input: size, scale, mean and standard deviation."""
-    channels = config.num_channels
+    """Write what turns a picture into this encoder's input: size, crop, scale, mean and standard deviation.
+
+    `ViTImageProcessor` does what `ImageEncoder.view` and `pixels` do: short side to the encoder's size, centre,
+    normalise. It opens without torchvision, and takes grey pictures as one channel when nothing is converted to RGB.
+    """
+    channels, side = config.num_channels, config.image_size
     mean, std = (list(v) * (channels if len(v) == 1 else 1) for v in (config.image_mean, config.image_std))
     values = {
         "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"height": config.image_size, "width": config.image_size},
-        "resample": 2,
+        "size": {"shortest_edge": side},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": mean,
         "image_std": std,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2))
+    (folder / PROCESSOR_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """What a folder says of its input: `image_mean`, `image_std`, and `image_size` where it is a single number.
+
+    A folder without the file gets the values that `transformers` assumes then.
+    """
+    path = folder / PROCESSOR_FILE
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not values.get("do_normalize", True):
+        return {"image_mean": (0.0,), "image_std": (1.0,)} | image_size(values)
+    mean, std = values.get("image_mean", DEFAULT_MEAN), values.get("image_std", DEFAULT_STD)
+    return {"image_mean": numbers(mean), "image_std": numbers(std)} | image_size(values)
+
+
+def image_size(values: dict[str, Any]) -> dict[str, int]:
+    """{"image_size": side} of the square that the processor delivers, or nothing."""
+    for key in ("crop_size", "size"):
+        size = values.get(key)
+        if isinstance(size, int):
+            return {"image_size": size}
+        side = (size or {}).get("height") or (size or {}).get("shortest_edge")
+        if side:
+            return {"image_size": int(side)}
+    return {}
+
+
+def numbers(value: float | list[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, list) else (float(value),)
