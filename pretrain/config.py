@@ -65,8 +65,14 @@ class ScheduleConfig:
     """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    """Warm-up as a share of the run, so that it shrinks with `train.steps`; give this or `warmup_steps`."""
     min_lr_ratio: float = 0.0
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of `total_steps`."""
+        return self.warmup_steps or round((self.warmup_ratio or 0) * total_steps)
 
 
 @dataclass(frozen=True)
@@ -260,12 +266,22 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
-    if train.steps is not None and config.schedule.warmup_steps > train.steps:
-        raise UserError(
-            f"schedule.warmup_steps={config.schedule.warmup_steps}: longer than the run (train.steps={train.steps})"
-        )
+    check_schedule(config.schedule, train.steps)
     for name in config.optimizer_overrides or {}:
         config.optimizer_for(name)
+
+
+def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
+    """Raise a `UserError` for a warm-up that is given twice or does not fit into the run."""
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+        raise UserError("schedule.warmup_steps and schedule.warmup_ratio: give one of them")
+    if schedule.warmup_ratio is not None and not 0 <= schedule.warmup_ratio <= 1:
+        raise UserError(f"schedule.warmup_ratio={schedule.warmup_ratio}: must lie in [0, 1]")
+    if steps is not None and schedule.warmup(steps) > steps:
+        raise UserError(
+            f"schedule.warmup_steps={schedule.warmup_steps}: longer than the run (train.steps={steps}); "
+            "schedule.warmup_ratio shrinks with it"
+        )
 
 
 def check_world_size(config: Config, world_size: int) -> None:

@@ -12,9 +12,10 @@ def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> floa
 
     Step 0 already learns: the warm-up reaches the peak at its last step. The decay reaches `min_lr_ratio` at the end.
     """
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)  # in [0, 1)
+    warmup = schedule.warmup(total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)  # in [0, 1)
     match schedule.name:
         case "cosine":
             decay = 0.5 * (1 + math.cos(math.pi * progress))

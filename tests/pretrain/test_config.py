@@ -57,7 +57,8 @@ def test_every_recipe_is_valid(recipe):
         ("train.precision=fp8", "train.precision='fp8': input should be"),
         ("encoder.name=vitt", "encoder.name='vitt': unknown; did you mean 'vit'"),
         ("encoder.name=no_such_module:X", "cannot be imported"),
-        ("schedule.warmup_steps=100000", "longer than the run"),
+        ("schedule={warmup_ratio: null, warmup_steps: 100000}", "longer than the run"),
+        ("schedule.warmup_steps=10", "give one of them"),
         (
             "optimizer_overrides={main: {lrr: 1}}",
             "optimizer_overrides.main.lrr: unknown key; did you mean 'lr'",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from pretrain.config import ScheduleConfig
@@ -13,6 +15,12 @@ def test_warmup_is_linear_and_reaches_the_peak():
     assert [learning_rate(step, 10, schedule) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_a_warmup_ratio_shrinks_with_the_run():
+    schedule = ScheduleConfig("constant", warmup_ratio=0.1)
+    assert learning_rate(0, 40, schedule) == 0.25
+    assert learning_rate(0, 400, schedule) == 0.025
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_decay_falls_from_the_peak_to_the_floor(name):
     schedule = ScheduleConfig(name, warmup_steps=0, min_lr_ratio=0.1)
@@ -20,7 +28,7 @@ def test_decay_falls_from_the_peak_to_the_floor(name):
     assert rates[0] == 1.0
     assert rates[50] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
 
 
 def test_constant_stays():
