@@ -23,6 +23,8 @@ class Encoder(nn.Module):
 
     Config: ClassVar[type]
     modality: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """The `model_type` of the `transformers` folders that this family opens."""
     dim: int
     """Width D of the tokens."""
     model: nn.Module
@@ -52,6 +54,14 @@ class Encoder(nn.Module):
     def after_blocks(self) -> list[nn.Module]:
         """What follows the last block (the final norm)."""
         return []
+
+    @classmethod
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """Our settings for a `transformers` folder with the `config.json` `values`."""
+        raise UserError(
+            f"{folder}: a {values.get('model_type')} folder that this project has not released cannot be opened yet; "
+            "release a run, or give a folder of another family"
+        )
 
     def save(self, folder: Path) -> None:
         """Write a folder that `transformers.AutoModel` opens, with its processor or tokenizer.

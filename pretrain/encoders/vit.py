@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 from data_tools.errors import UserError
 from pretrain.encoders.base import ImageEncoder
 from pretrain.encoders.positions import sincos_2d
-from pretrain.encoders.processor import save_image_processor
+from pretrain.encoders.processor import read_image_processor, save_image_processor
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -43,6 +43,7 @@ class ViTEncoder(ImageEncoder):
     """Patches in, tokens out; patches that are hidden are dropped before the first block (MAE's encoder)."""
 
     Config = ViTEncoderConfig
+    model_types = ("vit",)
     model: ViTModel
 
     def __init__(self, config: ViTEncoderConfig, dataset: Dataset | None = None) -> None:
@@ -105,6 +106,16 @@ class ViTEncoder(ImageEncoder):
 
     def after_blocks(self) -> list[nn.Module]:
         return [self.model.layernorm]
+
+    @classmethod
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """What `config.json` writes is the difference to `transformers.ViTConfig`'s defaults."""
+        hf = ViTConfig.from_dict(values)
+        sizes = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers")
+        more = ("num_attention_heads", "intermediate_size")
+        processor = read_image_processor(folder) | {"image_size": hf.image_size}
+        own = {name: getattr(hf, name) for name in (*sizes, *more)}
+        return {**processor, **own, "positions": "learned", "pooling": "cls"}
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
