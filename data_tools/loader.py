@@ -1,0 +1,270 @@
+"""Positions → batches on the host: the same for any number of workers, threads or processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_tools.damage import Damage, Ledger
+from data_tools.dataset import Dataset
+from data_tools.decode import Sample
+from data_tools.errors import UserError
+
+Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
+Int64Array = NDArray[np.int64]
+AHEAD = 2  # micro-batches in preparation for each worker
+
+
+class SampleStream(Protocol):
+    """What a loader needs of Stream, PackedStream and Mixture."""
+
+    samples_per_epoch: int
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One global batch's share of this rank: positions [position, position + global batch size)."""
+
+    position: int
+    epoch: int
+    micro_batches: list[dict[str, Tensor]]
+    keys: list[list[str]]
+    damages: list[Damage] = field(default_factory=list)
+
+
+_local = threading.local()
+
+
+def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """The generator of one sample in one epoch; one generator a thread is set again rather than made anew.
+
+    It is valid until the same thread asks for the next one.
+    """
+    if not hasattr(_local, "generator"):
+        _local.generator = np.random.Generator(np.random.PCG64(0))
+    digest = hashlib.blake2b(
+        key.encode("utf-8", "surrogateescape"), digest_size=32, key=b"%d/%d" % (seed, epoch)
+    )
+    state, increment = (
+        int.from_bytes(half, "little") for half in (digest.digest()[:16], digest.digest()[16:])
+    )
+    generator: np.random.Generator = _local.generator
+    generator.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": increment | 1},
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return generator
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack examples field by field: arrays and tensors to (B, …), int to int64, float to float32."""
+    batch: dict[str, Tensor] = {}
+    for name, first in examples[0].items():
+        values = [example[name] for example in examples]
+        try:
+            batch[name] = _stack(first, values)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"field {name!r} cannot be batched ({error}); let the transform make equal shapes"
+            ) from None
+    return batch
+
+
+def _stack(first: Any, values: list[Any]) -> Tensor:
+    if isinstance(first, Tensor):
+        return torch.stack(values)
+    if isinstance(first, np.ndarray):
+        return torch.from_numpy(np.stack(values))
+    if isinstance(first, int | np.integer):  # bool too
+        return torch.tensor(values, dtype=torch.bool if isinstance(first, bool) else torch.int64)
+    if isinstance(first, float | np.floating):
+        return torch.tensor(values, dtype=torch.float32)
+    raise TypeError(f"{type(first).__name__} is neither array, tensor nor number")
+
+
+_MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
+
+
+def make_micro_batch(
+    stream: SampleStream, transform: Transform, seed: int, positions: Int64Array
+) -> _MicroBatch:
+    """Read, transform and collate the samples at ``positions``."""
+    examples, keys, damages = [], [], []
+    for sample in stream.samples(positions):
+        key = sample["__key__"]
+        keys.append(key)
+        damages += sample.get("__damage__", ())
+        examples.append(transform(sample, sample_rng(seed, sample["__epoch__"], key)))
+    return collate(examples), keys, damages
+
+
+_worker: Callable[[Int64Array], _MicroBatch]  # what a worker process does; set once when it starts
+
+
+def _start_worker(stream: SampleStream, transform: Transform, seed: int) -> None:
+    global _worker  # noqa: PLW0603 - a process of a pool has no other place for what it was started with
+    torch.set_num_threads(1)
+    _worker = partial(make_micro_batch, stream, transform, seed)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A parent killed with SIGKILL cannot say goodbye: without this its workers would wait forever."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(positions: Int64Array) -> _MicroBatch:
+    return _worker(positions)
+
+
+class Loader:
+    """Endless steps of a stream for one rank of ``world_size``.
+
+    Step t of a run holds positions [tB, (t + 1)B) for the global batch size B; rank r takes those ≡ r (mod world
+    size), in micro-batches. ``workers`` = 0 prepares batches in the caller's thread.
+    """
+
+    def __init__(
+        self, stream: SampleStream, transform: Transform, seed: int = 0, global_batch_size: int = 256,
+        micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1, workers: int = 0,
+        worker_kind: str = "thread", start: int = 0, pin_memory: bool = False, max_damage_rate: float = 0.01,
+    ) -> None:  # fmt: skip
+        if global_batch_size < 1 or global_batch_size % world_size:
+            raise UserError(
+                f"global_batch_size={global_batch_size}: {world_size} ranks do not divide it; use a multiple of"
+                f" {world_size}"
+            )
+        share = global_batch_size // world_size
+        self.micro_batch_size = micro_batch_size or share
+        if self.micro_batch_size < 1 or share % self.micro_batch_size:
+            raise UserError(
+                f"micro_batch_size={self.micro_batch_size}: does not divide the {share} samples of a rank"
+                f" (global_batch_size={global_batch_size} over {world_size} ranks); use a divisor of {share}"
+            )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank={rank}: must lie in [0, {world_size})")
+        if worker_kind not in ("thread", "process"):
+            raise UserError(f"worker_kind={worker_kind!r}: must be 'thread' or 'process'")
+        self.stream, self.transform, self.seed = stream, transform, seed
+        self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
+        self.workers, self.worker_kind, self.pin_memory = workers, worker_kind, pin_memory
+        self.position = start
+        self.ledger = Ledger(max_damage_rate)
+        self._executor: Executor | None = None
+
+    def _micro_positions(self, position: int) -> list[Int64Array]:
+        """This rank's positions of the step at ``position``, one array of (micro_batch_size,) each."""
+        first = position + (self.rank - position) % self.world_size
+        mine = np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
+        return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
+
+    def __iter__(self) -> Iterator[Step]:
+        """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
+        if self.workers == 0:
+            while True:
+                parts = self._micro_positions(self.position)
+                yield self._step([make_micro_batch(self.stream, self.transform, self.seed, p) for p in parts])
+        submit = self._start_pool()
+        pending: deque[list[Future[_MicroBatch]]] = deque()
+        ahead = self.position
+        depth = max(
+            2,
+            -(-AHEAD * self.workers // (self.global_batch_size // self.world_size // self.micro_batch_size)),
+        )
+        try:
+            while True:
+                while len(pending) < depth:
+                    pending.append([submit(p) for p in self._micro_positions(ahead)])
+                    ahead += self.global_batch_size
+                yield self._step([future.result() for future in pending.popleft()])
+        finally:
+            self.close()
+
+    def _start_pool(self) -> Callable[[Int64Array], Future[_MicroBatch]]:
+        self.close()
+        work = (self.stream, self.transform, self.seed)
+        if self.worker_kind == "thread":
+            threads = self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="data")
+            return lambda positions: threads.submit(make_micro_batch, *work, positions)
+        # spawn: a fork would copy locks that the parent's threads (torch, CUDA) hold
+        processes = self._executor = ProcessPoolExecutor(
+            self.workers, get_context("spawn"), _start_worker, work
+        )
+        return lambda positions: processes.submit(_work, positions)
+
+    def _step(self, parts: list[_MicroBatch]) -> Step:
+        damages = [damage for _, _, found in parts for damage in found]
+        self.ledger.add(damages, sum(len(keys) for _, keys, _ in parts))
+        batches = [batch for batch, _, _ in parts]
+        if self.pin_memory and torch.cuda.is_available():
+            batches = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches]
+        position = self.position
+        self.position += self.global_batch_size
+        epoch = position // self.stream.samples_per_epoch
+        return Step(position, epoch, batches, [keys for _, keys, _ in parts], damages)
+
+    def close(self) -> None:
+        """Stop the workers; what they prepared ahead is dropped."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the steps taken so far, and what the stream's order depends on."""
+        return {"position": self.position, **self.stream.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
+        here = self.stream.state()
+        differing = [
+            f"{name} was {state.get(name)!r}, is {value!r}"
+            for name, value in here.items()
+            if state.get(name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"the data stream is not the one of the saved state: {'; '.join(differing)}; use the same data and"
+                " settings, or start a new run"
+            )
+        self.position = int(state["position"])
+
+
+def evaluation_batches(
+    dataset: Dataset, transform: Transform, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Every sample exactly once over all ranks, in manifest order: rank r takes indices ≡ r (mod world size).
+
+    Ranks may have unequal numbers of batches, and the last may be smaller. Raises DamagedSampleError: a metric over
+    other samples than the named ones is worth nothing.
+    """
+    mine = np.arange(rank, len(dataset), world_size)
+    for start in range(0, len(mine), batch_size):
+        shards, numbers = dataset.locate(mine[start : start + batch_size])
+        examples, keys = [], []
+        for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
+            sample = dataset.read(shard, number)
+            sample["__epoch__"] = 0
+            keys.append(sample["__key__"])
+            examples.append(transform(sample, sample_rng(seed, 0, sample["__key__"])))
+        yield collate(examples), keys

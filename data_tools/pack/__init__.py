@@ -1,0 +1,1 @@
+"""Raw files → samples: one file a source, each a generator of (key, members)."""
