@@ -1,0 +1,32 @@
+"""How a run is followed: how often it tells of itself, and where it tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases. The API key is never a setting: W&B reads `WANDB_API_KEY` or what `wandb login` stored."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online where a key is configured, else offline (`wandb sync RUN/wandb/offline-run-*` uploads later)."""
+    project: str = "masquerade"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What is told of a run besides its `metrics.jsonl`, which is always written."""
+
+    wandb: WandbConfig = WandbConfig()
+    log_every: Annotated[int, Field(gt=0)] = 10
+    """Steps between logged lines."""
+    picture_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between pictures; 0 for none."""
+    progress: bool = True
+    """A progress bar on a terminal, plain lines elsewhere."""
