@@ -39,7 +39,7 @@ def present(task: dict[str, Any]) -> dict[str, Any]:
     )
     methods = sorted({row["method"] for row in rows}, key=order)
     cells = {(row["method"], row["labels_per_class"]): row for row in rows}
-    table = [
+    table: list[dict[str, Any]] = [
         {"name": method_name(m), "control": is_control(m), "cells": [cell(cells.get((m, n))) for n in labels]}
         for m in methods
     ]
