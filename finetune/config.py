@@ -1,0 +1,160 @@
+"""The configuration of a fine-tuning job: the same schema, recipes and `key=value` as pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from data_tools.errors import UserError
+from finetune.tasks import task_class
+from pretrain.config import (
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    build_section,
+    flatten,
+    merge,
+    parse_override,
+    read_recipe,
+)
+
+RECIPES = Path(__file__).parent / "recipes"
+Method = Literal["full", "scratch", "linear", "knn"]
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig:
+    """Labelled samples to learn from and to be judged by."""
+
+    train: str = "sample:digits"
+    test: str = "sample:digits_test"
+    label: str = "label"
+    """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
+    label_bins: tuple[float, ...] | None = None
+    """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """What is compared, on how many labels, how often."""
+
+    methods: tuple[Method, ...] = ("full", "scratch", "linear", "knn")
+    """`full` trains every weight, `scratch` does so from a fresh start with the same budget, `linear` and `knn` leave
+    the encoder as it is and stand beside the untrained encoder and (kNN) the raw input."""
+    labels_per_class: tuple[int, ...] | None = None
+    """Low-label draws of these sizes; without it, every label is used once."""
+    draws: int = 10
+    """Class-balanced draws of each size; the result is their mean and standard deviation."""
+    neighbours: int = 10
+    """kNN's k, or all training samples where those are fewer."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One fine-tuning job, whole. `task` is checked against the schema that its `name` selects."""
+
+    task: Any
+    encoder: str | None = None
+    """A released folder, a run folder, or a `transformers` folder."""
+    name: str = "finetune"
+    out: str | None = None
+    """Where results are written; default `runs/finetune_<name>`."""
+    seed: int = 0
+    data: LabelledDataConfig = LabelledDataConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    scratch: dict[str, Any] | None = None
+    """What differs when training from scratch, e.g. `{optimizer: {lr: 1e-3}}`; its budget is always the same."""
+    by_labels: dict[int, dict[str, Any]] | None = None
+    """What differs at a number of labels a class, e.g. `{10: {train: {steps: 100}}}`."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) if self.out else Path("runs") / f"finetune_{self.name}"
+
+    def for_run(self, method: str, labels_per_class: int | None) -> Config:
+        """The settings of one training run, its differences applied."""
+        values = asdict(self)
+        for over in (
+            (self.by_labels or {}).get(labels_per_class or 0),
+            self.scratch if method == "scratch" else None,
+        ):
+            values = merge(values, over or {})
+        return build_config({**values, "scratch": None, "by_labels": None})
+
+
+def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """Resolve a job's configuration.
+
+    Returns:
+        The validated configuration, and for every dotted key that is not a default, where its value came from.
+    Raises:
+        UserError: an unknown recipe or key (with the nearest right one), a wrong type, a contradiction.
+    """
+    values, source = read_recipe(recipe, RECIPES)
+    values.setdefault("name", Path(recipe).stem)
+    origin = dict.fromkeys(flatten(values), source)
+    for text in overrides:
+        override = parse_override(text)
+        values = merge(values, override)
+        origin |= dict.fromkeys(flatten(override), "command line")
+    return build_config(values), origin
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """Validate a mapping into a `Config`."""
+    task = values.get("task")
+    if isinstance(task, str):
+        task = {"name": task}
+    if not isinstance(task, dict) or "name" not in task:
+        raise UserError("task: missing; a recipe says e.g. `task: {name: image_classification}`")
+    section = build_section(task_class(task["name"]).Config, task, "task")
+    config: Config = build_section(Config, {**values, "task": section}, "")
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` for values that are well-typed but wrong or contradict each other."""
+    protocol, train = config.protocol, config.train
+    if (train.steps is None) == (train.epochs is None):
+        raise UserError("train.steps and train.epochs: give exactly one of them")
+    positive: dict[str, float | None] = {
+        "train.steps": train.steps,
+        "train.epochs": train.epochs,
+        "train.global_batch_size": train.global_batch_size,
+        "optimizer.lr": config.optimizer.lr,
+        "protocol.draws": protocol.draws,
+        "protocol.neighbours": protocol.neighbours,
+        "protocol.labels_per_class": min(protocol.labels_per_class or (1,)),
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: must be greater than 0")
+    if "train" in (config.scratch or {}):
+        raise UserError(
+            "scratch.train: from scratch has the same budget; give another optimizer or task only"
+        )
+    bins = config.data.label_bins
+    if bins is not None and (not bins or list(bins) != sorted(set(bins))):
+        raise UserError(f"data.label_bins={list(bins)}: needs at least one boundary, rising")
+    for labels in config.by_labels or {}:
+        if labels not in (protocol.labels_per_class or ()):
+            raise UserError(f"by_labels.{labels}: protocol.labels_per_class has no {labels}")
+    if config.scratch or config.by_labels:
+        for size in protocol.labels_per_class or (None,):
+            config.for_run("scratch", size)
+
+
+def with_pooling(encoder_config: Any, pooling: str | None) -> Any:
+    """An encoder's settings with the pooling that a task asks for (None: the encoder's own)."""
+    if pooling is None or pooling == getattr(encoder_config, "pooling", None):
+        return encoder_config
+    if not hasattr(encoder_config, "pooling"):
+        raise UserError(
+            f"task.pooling={pooling!r}: encoder {encoder_config.name!r} has no choice of pooling; leave it out"
+        )
+    return build_section(type(encoder_config), asdict(replace(encoder_config, pooling=pooling)), "task")

@@ -1,0 +1,174 @@
+"""Labels of samples, and class-balanced draws of few of them."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset import DamagedSampleError, Dataset
+from data_tools.errors import UserError
+from finetune.config import LabelledDataConfig
+from pretrain.encoders.base import field
+
+log = logging.getLogger(__name__)
+MEMORY = 512 * 2**20
+"""Bytes of decoded samples that are kept; what does not fit is decoded each time."""
+UNKNOWN = -1
+"""Class number of a test sample whose class no training sample has: never predicted, so always counted as wrong."""
+
+
+class Remembered:
+    """A data set that decodes each sample once; has what streams and batches need of a `Dataset`."""
+
+    def __init__(self, dataset: Dataset, samples: dict[tuple[int, int], Any] | None = None) -> None:
+        self.dataset = dataset
+        self.samples = {} if samples is None else samples
+        self.room = MEMORY
+
+    def read(self, shard: int, number: int) -> dict[str, Any]:
+        key = (shard, number)
+        if key not in self.samples:
+            sample = self.dataset.read(shard, number)
+            self.room -= sum(getattr(v, "nbytes", len(str(v))) for v in sample.values())
+            if self.room < 0:
+                return sample
+            self.samples[key] = sample
+        return dict(self.samples[key])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shards, numbers = self.dataset.locate(np.array([index], dtype=np.int64))
+        return self.read(int(shards[0]), int(numbers[0]))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+    def select(self, indices: NDArray[np.int64]) -> Remembered:
+        chosen = Remembered(self.dataset.select(indices), self.samples)
+        chosen.room = self.room
+        return chosen
+
+
+class Labelled:
+    """A data set with the class number of each sample."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        config: LabelledDataConfig,
+        classes: list[Any],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        self.dataset, self.config, self.classes, self.numbers = dataset, config, classes, numbers
+        self.number_of = {label: i for i, label in enumerate(classes)}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def number(self, sample: dict[str, Any]) -> int:
+        """The class number of a sample, `UNKNOWN` where no training sample has its class."""
+        return self.number_of.get(label_of(sample, self.config), UNKNOWN)
+
+    def select(self, indices: NDArray[np.int64]) -> Labelled:
+        return Labelled(self.dataset.select(indices), self.config, self.classes, self.numbers[indices])
+
+
+def read_labelled(dataset: Dataset, config: LabelledDataConfig, classes: list[Any] | None = None) -> Labelled:
+    """Decode a data set once and number its classes; samples whose label is null are left out.
+
+    Args:
+        classes: those of the training samples, where this is the test set.
+    Raises:
+        UserError: no such field, no label at all, a damaged sample, fewer than two classes.
+    """
+    remembered = Remembered(dataset)
+    try:
+        labels = [label_of(remembered[i], config) for i in range(len(dataset))]
+    except DamagedSampleError as error:
+        raise UserError(
+            f"{error}; run `python -m data_tools verify` and leave the damaged samples out"
+        ) from None
+    present = np.array([i for i, label in enumerate(labels) if label is not None], dtype=np.int64)
+    if len(present) < len(labels):
+        log.warning(
+            "%d of %d samples have no %s and are left out",
+            len(labels) - len(present),
+            len(labels),
+            config.label,
+        )
+    found = sorted({label for label in labels if label is not None}, key=order)
+    if config.label_bins is not None:
+        found = [name for name in bin_names(config.label_bins) if name in found]
+    if classes is None and len(found) < 2:
+        raise UserError(
+            f"data.label={config.label!r}: {len(found)} class in {len(labels)} samples; at least 2 are needed"
+        )
+    if not len(present):
+        raise UserError(f"data.label={config.label!r}: no sample of the test set has one; check data.test")
+    known = classes if classes is not None else found
+    strange = [str(label) for label in found if label not in known]
+    if strange:
+        log.warning("classes that no training sample has count as wrong: %s", ", ".join(strange[:10]))
+    number_of = {label: i for i, label in enumerate(known)}
+    numbers = np.array([number_of.get(labels[i], UNKNOWN) for i in present], dtype=np.int64)
+    return Labelled(remembered.select(present), config, known, numbers)
+
+
+def order(label: Any) -> tuple[bool, float, str]:
+    """Sorts numbers by size before names by alphabet."""
+    number = isinstance(label, (int, float))
+    return not number, float(label) if number else 0.0, str(label)
+
+
+def label_of(sample: dict[str, Any], config: LabelledDataConfig) -> Any:
+    """The class of a sample as it stands there, or the name of the bin it falls into; None where it is null."""
+    value = field(sample, config.label)
+    if isinstance(value, (dict, list, np.ndarray)):
+        raise UserError(
+            f"data.label={config.label!r}: holds a {type(value).__name__}, not a class; name a single value"
+        )
+    if config.label_bins is None or value is None:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"data.label_bins: {config.label}={value!r} of {sample['__key__']} is not a number")
+    return bin_names(config.label_bins)[bisect.bisect_right(config.label_bins, value)]
+
+
+def bin_names(edges: tuple[float, ...]) -> list[str]:
+    """`< 1850`, `1850 to 1900`, `≥ 1900`; a value on a boundary belongs to what follows."""
+    inner = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return [f"< {edges[0]:g}", *inner, f"≥ {edges[-1]:g}"]
+
+
+def draw(numbers: NDArray[np.int64], per_class: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Indices of a class-balanced draw, sorted: at most `per_class` of each class, by (seed, number) alone.
+
+    A smaller draw of the same number is contained in a larger one, so that table rows differ by added labels only.
+    """
+    rng = np.random.default_rng([seed, number])
+    chosen = [rng.permutation(np.flatnonzero(numbers == c))[:per_class] for c in np.unique(numbers)]
+    return np.sort(np.concatenate(chosen))
+
+
+def drawable(labelled: Labelled, sizes: tuple[int, ...]) -> tuple[list[int], list[str]]:
+    """The sizes that the data allow, and a line for each that they do not, or not for every class."""
+    counts = np.bincount(labelled.numbers, minlength=len(labelled.classes))
+    possible, notes = [], []
+    for size in sorted(set(sizes)):
+        short = [f"{labelled.classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < size)]
+        if len(short) == len(counts):
+            notes.append(
+                f"{size} labels a class: left out, no class has so many (the largest has {counts.max()})"
+            )
+            continue
+        possible.append(size)
+        if short:
+            notes.append(f"{size} labels a class: all there are of {', '.join(short)}")
+    return possible, notes

@@ -1,0 +1,169 @@
+"""A fine-tuned classifier as a folder: one that `transformers` opens whole where its class computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from finetune.tasks.classification import Classification
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.pretrained import load_encoder
+from pretrain.objectives.base import Batch, stack
+from pretrain.release import record_settings, valid_tokens, write_whole
+
+SAMPLES = 8
+TOLERANCE = 1e-4
+MODEL_CLASSES = {"image": "AutoModelForImageClassification", "text": "AutoModelForSequenceClassification"}
+HEAD_NAMES = ("classifier", "score")
+
+
+def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) -> str:
+    """Write the classifier, opened again and compared before it gets its name; return a line that says what it is.
+
+    `transformers` fixes the pooling of each of its classifiers (a ViT's reads the class token). Where that is not how
+    this one was trained, the folder holds the encoder and the head apart, and its card says how to join them.
+    """
+    encoder = task.encoder.cpu().eval()
+    for role in task.roles.values():
+        role.cpu().eval()
+    samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
+    batch = stack([encoder.view(sample) for sample in samples])
+    with torch.no_grad():
+        expected = task.logits(batch)  # (B, classes)
+    whole = as_transformers(task, encoder)
+
+    def write(partial: Path) -> None:
+        if whole is not None:
+            encoder.save(partial)  # the processor or tokenizer
+            (partial / "config.json").unlink()
+            (partial / "model.safetensors").unlink()
+            whole.save_pretrained(partial)
+            logits = reopened_logits(partial, encoder, batch)
+        else:
+            encoder.save(partial)
+            record_settings(encoder, partial)
+            save_file(dict(task.roles["head"].state_dict()), partial / "head.safetensors")
+            logits = joined_logits(partial, batch)
+        difference = (logits - expected).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"the saved classifier differs from the trained one by {difference:.2g}")
+        (partial / "README.md").write_text(card(task, encoder, result, whole is not None), encoding="utf-8")
+
+    write_whole(folder, write)
+    if whole is not None:
+        return f"classifier: {folder} (transformers.{MODEL_CLASSES[encoder.modality]} opens it)"
+    return (
+        f"classifier: {folder} (encoder and head apart, since this family's classifier in transformers pools in "
+        "another way; its README.md shows how to join them)"
+    )
+
+
+def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
+    """The classifier as one model of `transformers`; None where its class computes something else."""
+    import transformers
+
+    head = task.roles["head"]
+    names = [str(label) for label in task.dataset.classes]
+    config = type(encoder.model.config).from_dict(encoder.model.config.to_dict())
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    config.num_labels = len(names)
+    if not isinstance(head.norm, nn.Identity):
+        return None
+    try:
+        model = getattr(transformers, MODEL_CLASSES[encoder.modality]).from_config(config)
+    except ValueError:
+        return None  # the family has no such class
+    linear = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
+    if (
+        not isinstance(linear, nn.Linear)
+        or linear.weight.shape != head.linear.weight.shape
+        or linear.bias is None
+    ):
+        return None
+    report = model.base_model.load_state_dict(encoder.model.state_dict(), strict=False)
+    if report.missing_keys or report.unexpected_keys:
+        return None
+    linear.load_state_dict(head.linear.state_dict())
+    samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
+    batch = stack([encoder.view(sample) for sample in samples])
+    with torch.no_grad():
+        same = torch.allclose(plain_logits(model.eval(), encoder, batch), task.logits(batch), atol=TOLERANCE)
+    return model if same else None
+
+
+def plain_logits(model: nn.Module, encoder: Any, batch: Batch) -> torch.Tensor:
+    """Logits (B, classes) as a user of plain `transformers` gets them."""
+    if encoder.modality == "image":
+        return model(pixel_values=encoder.pixels(batch["image"])).logits
+    return model(input_ids=batch["tokens"].long(), attention_mask=valid_tokens(batch).long()).logits
+
+
+@torch.no_grad()
+def reopened_logits(folder: Path, encoder: Encoder, batch: Batch) -> torch.Tensor:
+    import transformers
+
+    opener = getattr(transformers, MODEL_CLASSES[encoder.modality])
+    return plain_logits(opener.from_pretrained(folder, local_files_only=True).eval(), encoder, batch)
+
+
+@torch.no_grad()
+def joined_logits(folder: Path, batch: Batch) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    encoder = load_encoder(folder).eval()
+    tensors = load_file(folder / "head.safetensors")
+    pooled = encoder.pool(encoder(batch), batch)
+    if "norm.weight" in tensors:
+        pooled = nn.functional.layer_norm(
+            pooled, pooled.shape[1:], tensors["norm.weight"], tensors["norm.bias"], eps=1e-6
+        )
+    return nn.functional.linear(pooled, tensors["linear.weight"], tensors["linear.bias"])
+
+
+def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: bool) -> str:
+    """The folder's README."""
+    from pretrain.model_card import loading_code
+
+    scores = ", ".join(f"{row['method']} {100 * row['mean']:.2f} %" for row in result["rows"])
+    names = ", ".join(str(label) for label in task.dataset.classes)
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task.config.name.replace('_', '-')}",
+        "tags: [masquerade]",
+        "---",
+        "",
+        f"# A classifier of {len(task.dataset.classes)} classes",
+        "",
+        f"Fine-tuned from `{Path(result['encoder']).name}` on {result['labels_total']:,} labelled samples. "
+        f"Accuracy on {result['test_samples']:,} test samples: {scores}.",
+        "",
+        f"Classes, in order: {names}.",
+        "",
+    ]
+    if whole:
+        lines.append(f"Opens with `transformers.{MODEL_CLASSES[encoder.modality]}.from_pretrained`.")
+    else:
+        norm = (
+            'features = torch.nn.functional.layer_norm(features, features.shape[1:], head["norm.weight"], '
+            'head["norm.bias"], eps=1e-6)\n'
+            if isinstance(task.roles["head"].norm, nn.LayerNorm)
+            else ""
+        )
+        lines += [
+            "The classifier of this family in `transformers` pools in another way than this one was trained with, so "
+            "the head lies in a file of its own:",
+            "",
+            "```python",
+            loading_code(encoder)
+            + "from safetensors.torch import load_file\n\n"
+            + 'head = load_file(folder + "/head.safetensors")\n'
+            + norm
+            + 'logits = torch.nn.functional.linear(features, head["linear.weight"], head["linear.bias"])',
+            "```",
+        ]
+    return "\n".join(lines) + "\n"

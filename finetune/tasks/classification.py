@@ -1,0 +1,80 @@
+"""Classification: an objective whose question is a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.objectives.base import Batch, Loss, Objective, Phase
+
+if TYPE_CHECKING:
+    from finetune.labels import Labelled
+    from pretrain.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """What a task says beside its optimizer."""
+
+    name: str = "classification"
+    pooling: str | None = None
+    """One vector a sample, as the encoder knows it (`mean`, `cls`, …); default: the encoder's own choice."""
+    label_smoothing: float = 0.0
+    head_norm: bool = False
+    """Normalise the pooled vector (LayerNorm) before the linear head, as MAE's fine-tuning does after mean pooling."""
+    head_init: Literal["zero", "normal"] = "zero"
+    """`normal`: N(0, .02²)."""
+
+
+class Classification(Objective):
+    """Cross-entropy of a linear head on the pooled tokens; the encoder trains along."""
+
+    Config = ClassificationConfig
+    modality: ClassVar[str]
+    """Of the encoders that can learn it; also the field that its samples must have."""
+    dataset: Any
+
+    def __init__(self, config: Any, encoder: Encoder, dataset: Labelled) -> None:
+        super().__init__(config, encoder, dataset)  # type: ignore[arg-type]
+        self.roles["head"] = Head(encoder.dim, len(dataset.classes), config)
+
+    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """The augmented sample and its class."""
+        return {**self.augment(self.encoder.view(sample), rng), "class": self.dataset.number(sample)}
+
+    def augment(self, view: Batch, rng: np.random.Generator) -> Batch:
+        """A view that belongs to the same class."""
+        return view
+
+    def loss(self, phase: Phase, batch: Batch) -> Loss:
+        logits = self.logits(batch).float()  # (B, classes)
+        target = batch["class"]
+        correct = (logits.detach().argmax(1) == target).sum()
+        loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=self.config.label_smoothing)
+        return Loss(loss, {"accuracy": correct})
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, classes)."""
+        encoder = self.roles["encoder"]
+        return self.roles["head"](self.encoder.pool(encoder(batch), batch))
+
+
+class Head(nn.Module):
+    """Pooled vectors (B, D) → logits (B, classes)."""
+
+    def __init__(self, dim: int, classes: int, config: ClassificationConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.head_norm else nn.Identity()
+        self.linear = nn.Linear(dim, classes)
+        nn.init.zeros_(self.linear.bias)
+        if config.head_init == "zero":
+            nn.init.zeros_(self.linear.weight)
+        else:
+            nn.init.normal_(self.linear.weight, std=0.02)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.linear(self.norm(pooled))
