@@ -71,13 +71,13 @@ def curve_chart(
             axes.set_yscale("log")
         axes.set_title(title)
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         format_y(axes, values, percent)
         if from_zero:
             axes.set_ylim(bottom=0, top=1.15 * (values.max() if len(values) else 1))
         if len(curves) > 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+            axes.figure.legend(loc="outside right center")
         axes.margins(x=0.01)
 
     return svg(draw, size, title or ", ".join(curve.name for curve in curves))
@@ -117,7 +117,7 @@ def label_efficiency_chart(curves: list[Curve], title: str, ylabel: str, percent
         axes.set_xlabel("labels per class")
         axes.set_ylabel(ylabel)
         format_y(axes, np.array([y for curve in curves for y in curve.y]), percent)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        axes.figure.legend(loc="outside right center")
 
     return svg(draw, (8.6, 3.8), title)
 
@@ -131,7 +131,15 @@ def format_y(axes: Axes, values: np.ndarray, percent: bool) -> None:
     elif len(values) and np.abs(values).max() >= 1000:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif len(values) and 0 < np.abs(values).max() < 0.01:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}" if value else "0"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_exponent(value)))
+
+
+def short_exponent(value: float) -> str:
+    """0.0015 → `1.5e-3`."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    return f"{value / 10**exponent:.3g}e{exponent}"
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,11 +164,11 @@ def moving_average(y: np.ndarray, width: int) -> np.ndarray:
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], description: str) -> str:
     """An SVG element to stand in HTML: scales with the page, refers to nothing outside."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=size, layout="constrained")  # text of one size in all charts
         axes = figure.add_subplot()
         draw(axes)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML knows them

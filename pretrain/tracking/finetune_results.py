@@ -27,7 +27,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     tasks = content if isinstance(content, list) else [content]
-    return [task for task in tasks if isinstance(task, dict) and task.get("rows")]
+    tasks = [task for task in tasks if isinstance(task, dict) and isinstance(task.get("rows"), list)]
+    needed = {"labels_per_class", "method", "mean"}
+    tasks = [{**task, "rows": [row for row in task["rows"] if needed <= set(row)]} for task in tasks]
+    return [task for task in tasks if task["rows"]]
 
 
 def present(task: dict[str, Any]) -> dict[str, Any]:

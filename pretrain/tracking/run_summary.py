@@ -143,7 +143,7 @@ def key_numbers(run: RunSummary) -> list[dict[str, str]]:
     of_total = f"of {run.total_steps:,}" if run.total_steps else ""
     numbers = [card("Steps", f"{run.step:,}", of_total)]
     if "position" in last:
-        epochs = f"epoch {last['epoch'] + 1}" if "epoch" in last else ""
+        epochs = f"in epoch {last['epoch'] + 1}" if "epoch" in last else ""
         numbers.append(card("Samples seen", compact(last["position"]), epochs))
     numbers.append(card("Running time", duration(run.seconds), "pauses left out"))
     speed = [v for v in run.curve("train", "samples_per_second").y if v > 0]

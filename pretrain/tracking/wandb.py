@@ -17,7 +17,9 @@ from pretrain.tracking.environment import redact
 logger = logging.getLogger(__name__)
 
 QUEUE_SIZE = 10_000  # messages that may wait for a slow W&B before newer ones are dropped
-INIT_SECONDS = 30.0  # W&B must answer within; else the run is kept offline
+INIT_SECONDS = (
+    15.0  # W&B must answer within; else the run is kept offline. Well below CLOSE_SECONDS: see close()
+)
 CLOSE_SECONDS = 30.0  # the most that the end of a run waits for W&B
 STEP = "step"
 
@@ -65,7 +67,10 @@ class WandbLogger:
         self.put("html", (step, html))
 
     def close(self, failed: bool = False) -> None:
-        """Finish the run, waiting at most `CLOSE_SECONDS`; what W&B could not take is still in the run's folder."""
+        """Finish the run, waiting at most `CLOSE_SECONDS`; what W&B could not take is still in the run's folder.
+
+        A short run in an outage may end before its start has timed out: the wait then covers the turn to offline.
+        """
         if not self.thread.is_alive():
             return
         self.put("finish", int(failed))
