@@ -225,6 +225,21 @@ class Dataset:
             for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
                 yield self.read(shard, number)
 
+    def keys(self) -> Iterator[str]:
+        """The key of every sample, in manifest order; one that cannot be read goes by its row."""
+        for start in range(0, len(self), 4096):
+            shards, numbers = self.locate(np.arange(start, min(start + 4096, len(self))))
+            for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
+                try:
+                    yield self._store.read(shard, number)[0]
+                except DamagedSampleError as error:
+                    yield error.name
+
+    def valid_sidecar(self, shard: int) -> Sidecar:
+        """The sidecar's rows of valid samples only, whatever is selected."""
+        sidecar = self._store.sidecar(shard)
+        return sidecar.take(sidecar.valid != 0)
+
     def read(self, shard: int, number: int) -> Sample:
         """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError."""
         key, members = self._store.read(shard, number)
@@ -252,6 +267,11 @@ def open_dataset(
     if not int(manifest.counts.sum()):
         raise UserError(f"{source}: holds no usable samples; run `python -m data_tools verify` to see why")
     return Dataset(_Store(manifest, folder), options)
+
+
+def open_marked(folder: Path) -> Dataset:
+    """A folder with a manifest, even when all of its samples are marked bad: for ``verify``."""
+    return Dataset(_Store(read_manifest(folder / MANIFEST_NAME), folder), DecodeOptions())
 
 
 def _manifest_folder(source: str | Path | Sequence[str | Path]) -> Path:

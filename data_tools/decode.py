@@ -93,10 +93,9 @@ def decode_sample(key: str, members: Mapping[str, memoryview], options: DecodeOp
     return sample
 
 
-def _image(payload: memoryview, extension: str, options: DecodeOptions) -> np.ndarray:
-    if extension.rsplit(".", 1)[-1] in ("jpg", "jpeg"):
-        return _jpeg(payload, options)
-    return _pillow(payload, options)
+def _image(payload: memoryview, _: str, options: DecodeOptions) -> np.ndarray:
+    """uint8 or uint16 (H, W, C); told by its first bytes, as the extension is often wrong."""
+    return _jpeg(payload, options) if payload[:2] == b"\xff\xd8" else _pillow(payload, options)
 
 
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")

@@ -47,6 +47,14 @@ class Sidecar:
     def bad(self) -> int:
         return int(len(self) - np.count_nonzero(self.valid))
 
+    def take(self, chosen: NDArray[np.bool_]) -> Sidecar:
+        """The rows where ``chosen`` (n,) is true."""
+        taken: dict[str, Any] = {}
+        for name in _DTYPES:
+            column = getattr(self, name)
+            taken[name] = None if column is None else column[chosen]
+        return Sidecar(**taken)
+
     def to_bytes(self) -> bytes:
         columns = {name: getattr(self, name) for name in _DTYPES if getattr(self, name) is not None}
         body = b"".join(np.ascontiguousarray(v, dtype=_DTYPES[name]).tobytes() for name, v in columns.items())

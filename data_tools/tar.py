@@ -176,8 +176,10 @@ def members(read: Read, size: int) -> Iterator[Member | Damage]:
         try:
             member, kind = _read_member(read, offset, size)
         except TarError as error:
-            resume = _next_header(read, offset + BLOCK, size)
-            yield Damage(offset, resume, _readable_name(block), str(error))
+            resume, name = _next_header(read, offset + BLOCK, size), _readable_name(block)
+            if b"PaxHeader" in block[:100] or b"@LongLink" in block[:100]:
+                resume, name = _skip_member(read, resume, size)
+            yield Damage(offset, resume, name, str(error))
             offset = resume
             continue
         if kind and kind in _REGULAR:
@@ -215,6 +217,15 @@ def _next_header(read: Read, offset: int, size: int) -> int:
                 return offset
         offset += BLOCK
     return size
+
+
+def _skip_member(read: Read, offset: int, size: int) -> tuple[int, str]:
+    """(end, name) of the member whose extended header was damaged: its own name and size cannot be trusted."""
+    try:
+        header = parse_header(read(offset, BLOCK))
+    except TarError:
+        return offset, ""
+    return _next_header(read, min(size, offset + BLOCK + padded(header.size)), size), header.name
 
 
 def _readable_name(block: bytes) -> str:

@@ -1,0 +1,134 @@
+"""Work cut into jobs: on all cores or on a cluster's executor, with a progress bar, resuming where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_tools.errors import UserError
+from data_tools.manifest import write_atomically
+
+Receipt = dict[str, Any]  # what a job returns: JSON-able, with "samples" and "bytes" for the rate
+Work = Callable[[Any], Receipt]
+
+
+def run_jobs(
+    work: Work, jobs: Sequence[Any], title: str, receipts: Path | None = None,
+    processes: int | None = None, part: tuple[int, int] = (0, 1), executor: Executor | None = None,
+) -> list[Receipt] | None:  # fmt: skip
+    """Run ``work`` on every job; results in the order of the jobs.
+
+    Each result is kept as a receipt in the folder ``receipts``, and a job that has one is not done again. ``part``
+    (k, n) does jobs ≡ k (mod n) only; None is returned while receipts of the other parts are missing.
+    """
+    kept: dict[int, Receipt] = {
+        i: r for i in range(len(jobs)) if (r := _read_receipt(receipts, i)) is not None
+    }
+    mine = [i for i in range(part[0], len(jobs), part[1]) if i not in kept]
+    workers = min(processes or os.cpu_count() or 1, len(mine))
+    with _progress(title, len(range(part[0], len(jobs), part[1])), len(mine)) as advance:
+        if executor is None and workers <= 1:
+            for i in mine:
+                kept[i] = _run_one(work, jobs[i], i, receipts)
+                advance(kept[i])
+        else:
+            with executor or _pool(workers) as pool:
+                waiting = {pool.submit(_run_one, work, jobs[i], i, receipts): i for i in mine}
+                try:
+                    for future in as_completed(waiting):
+                        kept[waiting[future]] = future.result()
+                        advance(future.result())
+                except BaseException:
+                    _cancel(list(waiting))
+                    raise
+    for i in range(len(jobs)):
+        if i not in kept and (receipt := _read_receipt(receipts, i)) is not None:
+            kept[i] = receipt
+    return [kept[i] for i in range(len(jobs))] if len(kept) == len(jobs) else None
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: a fork would copy locks held by threads of the parent; Ctrl-C is the parent's to handle
+    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore_interrupt)
+
+
+def _cancel(futures: list[Future[Receipt]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _run_one(work: Work, job: Any, number: int, receipts: Path | None) -> Receipt:
+    result = work(job)
+    if receipts is not None:
+        write_atomically(receipts / f"{number:06d}.json", json.dumps(result).encode())
+    return result
+
+
+def _read_receipt(receipts: Path | None, number: int) -> Receipt | None:
+    if receipts is None:
+        return None
+    try:
+        receipt: Receipt = json.loads((receipts / f"{number:06d}.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return receipt
+
+
+class _progress:  # noqa: N801 - used as a function
+    """A bar on a terminal, else one line at the end: jobs, samples/s, MB/s, time left."""
+
+    def __init__(self, title: str, total: int, left: int) -> None:
+        self._title, self._begin = title, time.perf_counter()
+        self._samples = self._bytes = 0
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        if self._bar is not None:
+            self._task = self._bar.add_task(title, total=total, completed=total - left, rate="")
+
+    def __enter__(self) -> Callable[[Receipt], None]:
+        if self._bar is not None:
+            self._bar.start()
+        return self._advance
+
+    def _advance(self, receipt: Receipt) -> None:
+        self._samples += receipt.get("samples", 0)
+        self._bytes += receipt.get("bytes", 0)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, rate=self._rate())
+
+    def _rate(self) -> str:
+        seconds = max(1e-9, time.perf_counter() - self._begin)
+        return f"{self._samples / seconds:,.0f} samples/s  {self._bytes / seconds / 1e6:,.1f} MB/s"
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self._samples:
+            seconds = time.perf_counter() - self._begin
+            print(
+                f"{self._title}: {self._samples:,} samples in {seconds:.1f} s, {self._rate()}",
+                file=sys.stderr,
+            )
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "3/8" → (3, 8): the fourth of eight parts; raises UserError."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise UserError(f"--shard {text}: must be k/n with 0 ≤ k < n, such as 0/8")
+    return int(number), int(count)
