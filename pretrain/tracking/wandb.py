@@ -114,6 +114,9 @@ class WandbLogger:
                     f"W&B cannot be reached ({summary(error)}); this run is kept offline in "
                     f"{self.run_dir / 'wandb'}, `wandb sync` uploads it later"
                 )
+                import wandb
+
+                wandb.teardown()  # its service still holds the run's id and would refuse it a second time
         return self.init("offline")
 
     def init(self, mode: str) -> Any:
