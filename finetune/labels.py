@@ -34,7 +34,7 @@ class Remembered:
         key = (shard, number)
         if key not in self.samples:
             sample = self.dataset.read(shard, number)
-            self.room -= sum(getattr(v, "nbytes", len(str(v))) for v in sample.values())
+            self.room -= sum(v.nbytes if isinstance(v, np.ndarray) else len(str(v)) for v in sample.values())
             if self.room < 0:
                 return sample
             self.samples[key] = sample

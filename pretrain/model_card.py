@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pretrain.config import Config, to_dict
+from pretrain.tracking.environment import redact, redact_text
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
     from pretrain.encoders.base import Encoder
 
-SECRET_NAME = re.compile(r"(api_?key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
-SECRETS = (
-    re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[a-z]-)[A-Za-z0-9_-]{16,}"),
-    re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
-    re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])"),  # a W&B key
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user:password@host
-    re.compile(r"(?<=[?&](?:sig|key)=)[^&\s]+|(?<=X-Amz-Signature=)[^&\s]+", re.IGNORECASE),
-)
 POOLING_CODE = {
     ("vit", "mean"): "tokens[:, 1:].mean(1)  # the mean of the patch tokens; token 0 is the class token",
     ("vit", "cls"): "tokens[:, 0]  # the class token",
@@ -62,6 +54,8 @@ with torch.no_grad():
     tokens = model(**inputs).last_hidden_state
 features = {pooling}
 """
+LICENCE_CHARACTERS = 600
+"""A licence file longer than that is a whole licence; its head names it."""
 PIPELINES = {"image": "image-feature-extraction", "text": "feature-extraction"}
 
 
@@ -70,6 +64,7 @@ def write_model_card(
 ) -> None:
     """Write `README.md` into a release folder."""
     about = dataset.manifest.about
+    recipe = redact(without_folders(to_dict(config) | {"run_dir": None}))
     title = f"{config.name}: {encoder.config.name} encoder, pretrained with {config.objective.name}"
     sections = [
         front_matter(config, encoder),
@@ -80,7 +75,7 @@ def write_model_card(
         "## Use\n\n```python\n" + loading_code(encoder) + "```" + use_notes(encoder),
         "## Data\n\n" + data_section(config, dataset, about),
         "## Results\n\n" + results_section(run),
-        "## Recipe\n\n```yaml\n" + yaml.safe_dump(redact(to_dict(config)), sort_keys=False) + "```",
+        "## Recipe\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False) + "```",
         "## Licence\n\nThe data's licence stands above. Whoever publishes these weights chooses theirs: set `license` "
         "in the first lines of this file.",
     ]
@@ -126,14 +121,23 @@ def use_notes(encoder: Encoder) -> str:
 
 
 def data_section(config: Config, dataset: Dataset, about: dict[str, Any]) -> str:
-    licence = about.get("licence") or about.get("license") or "not stated by the data set"
     rows: dict[str, Any] = {
         "data set": f"`{Path(config.data.path).name}`, {len(dataset):,} samples",
         "fingerprint": f"`{dataset.fingerprint}`",
-        "licence": licence,
+        "licence": licence(dataset),
         **{key: about[key] for key in ("source", "description", "attribution") if key in about},
     }
     return "\n".join(f"- {key}: {value}" for key, value in rows.items())
+
+
+def licence(dataset: Dataset) -> str:
+    """What the manifest says of it, or the text of the licence file beside the shards."""
+    about = dataset.manifest.about
+    if stated := about.get("licence") or about.get("license"):
+        return str(stated)
+    files = sorted(dataset.folder.glob("LICEN[CS]E*")) if dataset.folder else []
+    text = " ".join(files[0].read_text(encoding="utf-8", errors="replace").split()) if files else ""
+    return text[:LICENCE_CHARACTERS] or "not stated by the data set"
 
 
 def results_section(run: Path) -> str:
@@ -189,26 +193,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def redact(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what looks like a key, token or password, and without where they lay on a machine."""
-    clean: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            clean[key] = redact(value)
-        elif value is not None and SECRET_NAME.search(str(key)):
-            clean[key] = "[redacted]"
-        else:
-            clean[key] = without_folder(redact_text(value)) if isinstance(value, str) else value
-    return clean
-
-
-def without_folder(text: str) -> str:
-    """The last name of an absolute path; anything else as it is."""
-    return Path(text).name if text.startswith("/") else text
-
-
-def redact_text(text: str) -> str:
-    """`text` with everything that has the form of a secret replaced."""
-    for pattern in SECRETS:
-        text = pattern.sub("[redacted]", text)
-    return text
+def without_folders(value: Any) -> Any:
+    """Settings with absolute paths cut down to their last name: where things lay on a machine is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value

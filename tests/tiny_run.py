@@ -1,0 +1,42 @@
+"""A run folder with one checkpoint of a tiny encoder on the embedded digits, made in a second without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from data_tools.dataset import open_dataset
+from pretrain.checkpoint import Checkpoints
+from pretrain.config import Config, load_config, to_dict
+from pretrain.engine.base import World
+from pretrain.engine.ddp import DDPEngine
+from pretrain.objectives.base import Objective
+from pretrain.optim import build_optimizer
+from pretrain.run import build_objective
+
+SMALL = (
+    "encoder.hidden_size=16",
+    "encoder.num_hidden_layers=2",
+    "encoder.num_attention_heads=2",
+    "objective.decoder_hidden_size=8",
+    "objective.decoder_num_hidden_layers=1",
+    "objective.decoder_num_attention_heads=2",
+)
+
+
+def make_run(folder: Path, *overrides: str) -> tuple[Config, Objective]:
+    """Write `folder` as the trainer would after 5 steps; every weight is moved away from its initial value."""
+    config, _ = load_config("mae_digits", [*SMALL, f"run_dir={folder}", *overrides])
+    objective = build_objective(config, open_dataset(config.data.path))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in objective.encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    engine = DDPEngine("fp32", World())
+    engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
+    folder.mkdir(parents=True, exist_ok=True)
+    Checkpoints(folder / "checkpoints", engine, keep=2).save(5, {"stream": {}})
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    return config, objective
