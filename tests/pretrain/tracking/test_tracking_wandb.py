@@ -98,7 +98,7 @@ def test_outage_neither_blocks_nor_ends_training_and_the_run_is_kept_offline(tmp
             tmp_path / "run", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL=f"http://127.0.0.1:{port}"
         )
     assert seconds < 5
-    assert time.perf_counter() - started < 60  # with the bounded wait at the end
+    assert time.perf_counter() - started < 90  # with the bounded waits of our end and of W&B’s own
     assert warnings.count("W&B") == 1, warnings
     assert "kept offline" in warnings
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 101
