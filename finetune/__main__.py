@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any, cast
 
 from data_tools.errors import run_cli
 
@@ -43,7 +44,7 @@ def finetune(argv: list[str]) -> int:
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
-        print(format_config(config, origin))
+        print(format_config(cast(Any, config), origin))  # it formats any dataclass
         return 0
     from pretrain.__main__ import quiet_libraries
 
