@@ -1,8 +1,9 @@
 """Checkpoints: saved whole or not at all, validated before they are trusted, resumed on any world size.
 
-Tensors go through `torch.distributed.checkpoint` (DCP), which reshards on load. A checkpoint is a folder that gets
-its final name last, by one rename, after everything in it has been written, checksummed and fsynced; so any folder
-named `step_########` was complete once, and its manifest tells whether it still is.
+Tensors are the engine's business (`Engine.save`: torch's DCP, which reshards on load, or DeepSpeed's own format). A
+checkpoint is a folder that gets its final name last, by one rename, after everything in it has been written,
+checksummed and fsynced; so any folder named `step_########` was complete once, and its manifest tells whether it
+still is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from data_tools.errors import UserError
 from pretrain.engine.base import Engine
@@ -44,11 +42,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.engine.barrier()
-        dcp.save(
-            self.engine.state_dict(),
-            storage_writer=FileSystemWriter(partial),
-            no_dist=self.engine.world.size == 1,
-        )
+        self.engine.save(partial)
         if lead:
             (partial / "progress.json").write_text(json.dumps({"step": step, **progress}))
             seal(partial)
@@ -82,9 +76,7 @@ class Checkpoints:
                     f"{self.folder}: no valid checkpoint: {'; '.join(broken)}; delete them to start over"
                 )
             return None, []
-        state = self.engine.state_dict()
-        dcp.load(state, storage_reader=FileSystemReader(path), no_dist=self.engine.world.size == 1)
-        self.engine.load_state_dict(state)
+        self.engine.load(path)
         return json.loads((path / "progress.json").read_text()), broken
 
 

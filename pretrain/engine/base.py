@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -97,6 +100,20 @@ class Engine(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+    def save(self, folder: Path) -> None:
+        """Write roles and optimizers into an empty folder. Called on all ranks together.
+
+        This is `torch.distributed.checkpoint` (DCP), which every world size loads again; an engine that has a format of
+        its own overrides both, and still writes the roles with DCP, so that a release reads every checkpoint alike.
+        """
+        dcp.save(self.state_dict(), storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+
+    def load(self, folder: Path) -> None:
+        """Take back what `save` wrote. Called on all ranks together."""
+        state = self.state_dict()
+        dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
+        self.load_state_dict(state)
 
     @abstractmethod
     def close(self) -> None:
