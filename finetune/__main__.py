@@ -37,7 +37,7 @@ def finetune(argv: list[str]) -> int:
         help="settings that replace the recipe's; encoder= is needed",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
     from finetune.config import load_config
     from pretrain.config import format_config

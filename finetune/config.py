@@ -28,7 +28,13 @@ class LabelledDataConfig:
     """Labelled samples to learn from and to be judged by."""
 
     train: str = "sample:digits"
-    test: str = "sample:digits_test"
+    test: str | None = "sample:digits_test"
+    """None: hold out a part of `train`."""
+    holdout: float = 0.25
+    """Share of the groups that is held out where there is no test set."""
+    group: str | None = None
+    """Field whose values are held out whole, e.g. `json.year`: paragraphs of one speech must not stand on both sides.
+    None: every sample for itself."""
     label: str = "label"
     """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
     label_bins: tuple[float, ...] | None = None
@@ -138,6 +144,8 @@ def check(config: Config) -> None:
         raise UserError(
             "scratch.train: from scratch has the same budget; give another optimizer or task only"
         )
+    if not 0 < config.data.holdout < 1:
+        raise UserError(f"data.holdout={config.data.holdout}: must lie between 0 and 1")
     bins = config.data.label_bins
     if bins is not None and (not bins or list(bins) != sorted(set(bins))):
         raise UserError(f"data.label_bins={list(bins)}: needs at least one boundary, rising")

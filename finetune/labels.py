@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import logging
+import hashlib
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,6 @@ from data_tools.errors import UserError
 from finetune.config import LabelledDataConfig
 from pretrain.encoders.base import field
 
-log = logging.getLogger(__name__)
 MEMORY = 512 * 2**20
 """Bytes of decoded samples that are kept; what does not fit is decoded each time."""
 UNKNOWN = -1
@@ -65,8 +64,11 @@ class Labelled:
         config: LabelledDataConfig,
         classes: list[Any],
         numbers: NDArray[np.int64],
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.dataset, self.config, self.classes, self.numbers = dataset, config, classes, numbers
+        self.notes = notes
+        """What the reader of the results must know of the labels."""
         self.number_of = {label: i for i, label in enumerate(classes)}
 
     def __len__(self) -> int:
@@ -95,14 +97,11 @@ def read_labelled(dataset: Dataset, config: LabelledDataConfig, classes: list[An
         raise UserError(
             f"{error}; run `python -m data_tools verify` and leave the damaged samples out"
         ) from None
+    notes: list[str] = []
     present = np.array([i for i, label in enumerate(labels) if label is not None], dtype=np.int64)
     if len(present) < len(labels):
-        log.warning(
-            "%d of %d samples have no %s and are left out",
-            len(labels) - len(present),
-            len(labels),
-            config.label,
-        )
+        missing = len(labels) - len(present)
+        notes.append(f"{missing:,} of {len(labels):,} samples have no {config.label} and are left out")
     found = sorted({label for label in labels if label is not None}, key=order)
     if config.label_bins is not None:
         found = [name for name in bin_names(config.label_bins) if name in found]
@@ -115,10 +114,34 @@ def read_labelled(dataset: Dataset, config: LabelledDataConfig, classes: list[An
     known = classes if classes is not None else found
     strange = [str(label) for label in found if label not in known]
     if strange:
-        log.warning("classes that no training sample has count as wrong: %s", ", ".join(strange[:10]))
+        notes.append(f"classes that no training sample has count as wrong: {', '.join(strange[:10])}")
     number_of = {label: i for i, label in enumerate(known)}
     numbers = np.array([number_of.get(labels[i], UNKNOWN) for i in present], dtype=np.int64)
-    return Labelled(remembered.select(present), config, known, numbers)
+    return Labelled(remembered.select(present), config, known, numbers, tuple(notes))
+
+
+def hold_out(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    """(train, test): whole groups go to the test side, each by the hash of its value, so new data move no old ones."""
+    config = labelled.config
+    shares = []
+    for i in range(len(labelled)):
+        sample = labelled.dataset[i]
+        value = field(sample, config.group) if config.group else sample["__key__"]
+        digest = hashlib.blake2b(repr((seed, value)).encode(), digest_size=8).digest()
+        shares.append(int.from_bytes(digest) / 2**64)
+    held = np.array(shares) < config.holdout
+    for side in (held, ~held):
+        if len(np.unique(labelled.numbers[side])) < len(labelled.classes):
+            raise UserError(
+                f"data.holdout={config.holdout}: leaves a class without samples on one side; "
+                "choose another share, group or seed, or name a test set"
+            )
+    note = f"held out as test set: {held.sum():,} samples, " + (
+        f"no {config.group} on both sides" if config.group else "each drawn for itself"
+    )
+    train = labelled.select(np.flatnonzero(~held))
+    train.notes = (*labelled.notes, note)
+    return train, labelled.select(np.flatnonzero(held))
 
 
 def order(label: Any) -> tuple[bool, float, str]:

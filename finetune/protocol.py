@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from torch import Tensor
 from data_tools.dataset import Dataset, open_dataset
 from data_tools.errors import UserError
 from finetune.config import Config
-from finetune.labels import Labelled, draw, drawable, read_labelled
+from finetune.labels import Labelled, draw, drawable, hold_out, read_labelled
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
 from finetune.training import (
@@ -35,7 +34,6 @@ from pretrain.engine.ddp import DDPEngine
 from pretrain.probes import knn_accuracy, linear_accuracy
 from pretrain.trainer import seed_of
 
-log = logging.getLogger(__name__)
 COLUMNS = {
     "full": ("full",),
     "scratch": ("scratch",),
@@ -72,6 +70,8 @@ def open_bench(config: Config) -> Bench:
             f"{modality}; choose another task or encoder"
         )
     train = read_labelled(open_for(config.data.train, modality), config.data)
+    if config.data.test is None:
+        return Bench(config, pretrained, *hold_out(train, config.seed))
     test = read_labelled(open_for(config.data.test, modality), config.data, train.classes)
     return Bench(config, pretrained, train, test)
 
@@ -106,7 +106,7 @@ def run_protocol(config: Config, report: Report) -> tuple[dict[str, Any], Classi
         "metric": "accuracy",
         "encoder": str(config.encoder),
         "rows": rows,
-        "notes": notes,
+        "notes": [*bench.train.notes, *bench.test.notes, *notes],
         "classes": [str(label) for label in bench.train.classes],
         "labels_total": len(bench.train),
         "test_samples": len(bench.test),

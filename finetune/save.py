@@ -34,7 +34,7 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
     batch = stack([encoder.view(sample) for sample in samples])
     with torch.no_grad():
         expected = task.logits(batch)  # (B, classes)
-    whole = as_transformers(task, encoder)
+    whole: Any = as_transformers(task, encoder)
 
     def write(partial: Path) -> None:
         if whole is not None:
@@ -66,9 +66,10 @@ def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
     """The classifier as one model of `transformers`; None where its class computes something else."""
     import transformers
 
-    head = task.roles["head"]
+    head: Any = task.roles["head"]
+    trained: Any = encoder.model
     names = [str(label) for label in task.dataset.classes]
-    config = type(encoder.model.config).from_dict(encoder.model.config.to_dict())
+    config = type(trained.config).from_dict(trained.config.to_dict())
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     config.num_labels = len(names)
     if not isinstance(head.norm, nn.Identity):
@@ -84,7 +85,7 @@ def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
         or linear.bias is None
     ):
         return None
-    report = model.base_model.load_state_dict(encoder.model.state_dict(), strict=False)
+    report = model.base_model.load_state_dict(trained.state_dict(), strict=False)
     if report.missing_keys or report.unexpected_keys:
         return None
     linear.load_state_dict(head.linear.state_dict())

@@ -38,7 +38,7 @@ def pretrain(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
     from pretrain.config import format_config, load_config
 

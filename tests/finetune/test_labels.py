@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from finetune.config import LabelledDataConfig
-from finetune.labels import UNKNOWN, bin_names, draw, drawable, label_of, read_labelled
+from finetune.labels import UNKNOWN, bin_names, draw, drawable, hold_out, label_of, read_labelled
 
 numbers = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array)
 
@@ -81,3 +81,19 @@ def test_sizes_that_the_data_do_not_allow_are_told(few_digits):
     assert sizes == [5, counts.max()]
     assert "all there are of" in notes[0]
     assert "left out" in notes[1]
+
+
+def test_held_out_groups_stand_on_one_side_only(few_digits):
+    config = LabelledDataConfig(label="json.parity", group="label", holdout=0.4)
+    train, test = hold_out(read_labelled(open_dataset(few_digits[0]), config), seed=0)
+    groups = [{side.dataset[i]["label"] for i in range(len(side))} for side in (train, test)]
+    assert groups[0] | groups[1] == set(range(10))
+    assert not groups[0] & groups[1]
+    assert len(train) + len(test) == 180
+    assert any("no label on both sides" in note for note in train.notes)
+
+
+def test_hold_out_that_empties_a_class_is_refused(few_digits):
+    config = LabelledDataConfig(group="label", holdout=0.4)
+    with pytest.raises(UserError, match="leaves a class without samples"):
+        hold_out(read_labelled(open_dataset(few_digits[0]), config), seed=0)
