@@ -90,7 +90,7 @@ def run_protocol(config: Config, report: Report) -> tuple[dict[str, Any], Classi
         The content of `finetune.json`, the same on every rank; and, where all labels were used, the fine-tuned task.
     """
     started = time.perf_counter()
-    everyone = DDPEngine(config.train.precision)
+    everyone = DDPEngine(config.train)
     try:
         bench = open_bench(config)
         if config.protocol.labels_per_class is None:
@@ -125,7 +125,7 @@ def low_labels(bench: Bench, everyone: Engine, report: Report) -> tuple[list[dic
     results = torch.zeros(len(sizes), len(columns), protocol.draws, dtype=torch.float64)
     mine = range(world.rank, protocol.draws, world.size)
     with one_thread():
-        alone = DDPEngine(bench.config.train.precision, World(local_rank=world.local_rank))
+        alone = DDPEngine(bench.config.train, World(local_rank=world.local_rank))
         drawing = Drawing(bench, alone)
         for i, size in enumerate(sizes):
             for number in mine:
@@ -294,6 +294,6 @@ def probe_alone(bench: Bench, column: str, everyone: Engine) -> float:
     """Probes are small: rank 0 measures, the others hear of it."""
     value = 0.0
     if everyone.world.rank == 0:
-        alone = DDPEngine(bench.config.train.precision, World(local_rank=everyone.world.local_rank))
+        alone = DDPEngine(bench.config.train, World(local_rank=everyone.world.local_rank))
         value = Drawing(bench, alone).probed(column, np.arange(len(bench.train)))
     return float(everyone.broadcast(value))

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_tools.errors import UserError
+from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
 from pretrain.tracking.config import TrackingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -41,7 +42,14 @@ class TrainConfig:
     global_batch_size: int = 256
     micro_batch_size: int | None = None
     """Samples of one rank in one forward pass; the rest is accumulated. Default: all of the rank's share."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp8"] = "fp32"
+    """Of matrix products; weights and optimizer states stay fp32. tf32 and fp8 need a GPU that has them."""
+    compile: Literal["none", "block", "whole"] = "none"
+    """`torch.compile` each block (short to compile), or each role as a whole."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What backward computes again instead of keeping it: nothing, all but matrix products, or whole blocks."""
+    attention: Literal["sdpa", "eager", "flex", "flash"] | None = None
+    """Attention back end of the `transformers` layers; default: the encoder's own choice (sdpa)."""
     clip_grad_norm: float | None = None
     max_skipped_steps: int = 20
     """Steps with a non-finite gradient, in a row, after which the run gives up."""
@@ -104,7 +112,10 @@ class Config:
     run_dir: str | None = None
     """Where everything of this run is written; default `runs/<name>`."""
     seed: int = 0
-    engine: Literal["ddp"] = "ddp"
+    engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    ddp: DDPConfig = DDPConfig()
+    fsdp: FSDPConfig = FSDPConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     data: DataConfig = DataConfig()
     encoder: Any
     objective: Any

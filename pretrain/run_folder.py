@@ -15,13 +15,16 @@ from data_tools.errors import UserError
 from pretrain.config import Config, flatten, to_dict
 
 # What may change between two starts of the same run without making it another run.
-FREE_SECTIONS = ("name", "run_dir", "engine", "checkpoint", "tracking", "probe")
+FREE_SECTIONS = ("name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe")
 FREE_KEYS = (
     "data.workers",
     "data.worker_kind",
     "data.path",
     "train.micro_batch_size",
     "train.max_skipped_steps",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.attention",
 )
 
 

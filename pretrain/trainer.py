@@ -128,7 +128,7 @@ class Trainer:
         # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
         self.values[self.label(phase, "grad_norm")] = norm.double() / self.engine.world.size
         self.skipped = (self.skipped + skipped) * skipped  # in a row
-        self.objective.after_step(phase, self.step)
+        self.engine.after_step(phase, self.step)
 
     def to_device(self, batch: Batch) -> Batch:
         move = self.engine.device

@@ -9,7 +9,7 @@ import yaml
 
 from data_tools.dataset import open_dataset
 from pretrain.checkpoint import Checkpoints
-from pretrain.config import Config, load_config, to_dict
+from pretrain.config import Config, TrainConfig, load_config, to_dict
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Objective
@@ -34,7 +34,7 @@ def make_run(folder: Path, *overrides: str) -> tuple[Config, Objective]:
     with torch.no_grad():
         for parameter in objective.encoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    engine = DDPEngine("fp32", World())
+    engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     folder.mkdir(parents=True, exist_ok=True)
     Checkpoints(folder / "checkpoints", engine, keep=2).save(5, {"stream": {}})

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from pretrain.config import Config
-from pretrain.engine.base import Engine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+    from pretrain.engine.base import Engine
 
 
 def start_engine(config: Config) -> Engine:
-    """The engine that the configuration names, with its process group started."""
+    """The engine that the configuration names, with its process group started.
+
+    Raises:
+        UserError: this machine, or the number of ranks, cannot do what is asked; no process group has been started then.
+    """
+    if config.engine == "fsdp":
+        from pretrain.engine.fsdp import FSDPEngine
+
+        return FSDPEngine(config.train, config.fsdp)
+    if config.engine == "deepspeed":
+        from pretrain.engine.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(config.train, config.deepspeed)
     from pretrain.engine.ddp import DDPEngine
 
-    return DDPEngine(config.train.precision)
+    return DDPEngine(config.train, ddp=config.ddp)

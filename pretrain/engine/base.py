@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others in a collective; `MASQUERADE_TIMEOUT` (seconds) replaces it."""
+
+BuildOptimizer = Callable[[str, dict[str, nn.Module]], torch.optim.Optimizer]
+"""(The optimizer's name, {role name: module}) → the optimizer over their trainable parameters."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,13 @@ class Trainee(nn.Module):
         self.roles = nn.ModuleDict({name: objective.roles[name] for name in names})
         self.objective = objective
 
-    def forward(self, phase: Phase, batch: Batch) -> Loss:
-        return self.objective.loss(phase, batch)
+    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss sum and the metrics, as a tuple: DDP's static graph reduces nothing behind a dataclass."""
+        loss = self.objective.loss(phase, batch)
+        return loss.sum, loss.metrics
+
+    def begin(self) -> None:
+        """Nothing. An engine whose hooks stand around methods calls it once to set them up."""
 
 
 def trainees(objective: Objective) -> dict[str, Trainee]:
@@ -58,16 +73,37 @@ def trainees(objective: Objective) -> dict[str, Trainee]:
 class Engine(ABC):
     """Wraps roles, runs them backward, steps their optimizers, and hands out their state."""
 
-    world: World
-    device: torch.device
+    objective: Objective
+    needs_group = False
+    """Whether one process alone still needs a process group."""
 
-    @abstractmethod
-    def prepare(self, objective: Objective, build_optimizer: Any) -> None:
-        """Move the roles to the device, wrap them and build an optimizer for each trainee.
+    def __init__(self, world: World | None = None) -> None:
+        """Take this rank's device and join the process group.
 
         Args:
-            build_optimizer: (optimizer's name, {role name: module}) → torch optimizer.
+            world: what the launcher says by default; pass `World()` to train alone inside a larger job.
         """
+        self.world = world or World.from_environment()
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", self.world.local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)
+        self.started_group = False
+        if (self.world.size > 1 or self.needs_group) and not dist.is_initialized():
+            self.start_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+
+    def start_group(self, backend: str) -> None:
+        seconds = os.environ.get("MASQUERADE_TIMEOUT")
+        timeout = timedelta(seconds=float(seconds)) if seconds else TIMEOUT
+        if self.world.size > 1:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        self.started_group = True
+
+    @abstractmethod
+    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
+        """Move the roles to the device, wrap them and build an optimizer for each trainee."""
 
     @abstractmethod
     def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
@@ -81,17 +117,34 @@ class Engine(ABC):
             The gradient's norm before clipping, and 1 where the update was skipped (scalars on the device).
         """
 
-    @abstractmethod
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within it, roles can be called outside `backward` and their parameters read. Entered on all ranks together."""
+        yield
+
+    def after_step(self, phase: Phase, step: int) -> None:
+        """Let the objective look after itself, with its parameters in reach."""
+        self.objective.after_step(phase, step)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
+        if self.world.size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
 
-    @abstractmethod
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value (any small picklable object), on every rank."""
+        if self.world.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
-    @abstractmethod
     def barrier(self) -> None:
         """Wait for every rank."""
+        if self.world.size > 1:
+            dist.barrier()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -115,6 +168,7 @@ class Engine(ABC):
         dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
         self.load_state_dict(state)
 
-    @abstractmethod
     def close(self) -> None:
         """Leave the process group. Never a collective: the others may be gone."""
+        if self.started_group:
+            dist.destroy_process_group()

@@ -15,6 +15,7 @@ from finetune.config import LabelledDataConfig, load_config
 from finetune.labels import read_labelled
 from finetune.protocol import fine_tune, open_bench
 from finetune.training import TestSet, open_pretrained
+from pretrain.config import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.release import release_run
@@ -69,7 +70,7 @@ def test_release_and_run_are_the_same_encoder(run_folder, tmp_path):
 def test_full_starts_from_the_pretrained_weights_and_scratch_does_not(job):
     config, _ = load_config("digits", [*job, "train.steps=1", "optimizer.lr=1e-9", "schedule.warmup_steps=0"])
     bench = open_bench(config)
-    engine = DDPEngine("fp32", World())
+    engine = DDPEngine(TrainConfig(), World())
     weights = {
         method: fine_tune(config, method, bench, bench.train, engine, seed=1).encoder.state_dict()
         for method in ("full", "scratch")
@@ -104,7 +105,7 @@ def test_probes_leave_the_encoder_as_it_was(job):
     before = {name: value.clone() for name, value in bench.pretrained.encoder.state_dict().items()}
     from finetune.protocol import Drawing
 
-    measured = Drawing(bench, DDPEngine("fp32", World())).measure(2, 0)
+    measured = Drawing(bench, DDPEngine(TrainConfig(), World())).measure(2, 0)
     assert set(measured) == set(COLUMNS[2:])
     for name, value in bench.pretrained.encoder.state_dict().items():
         assert torch.equal(value, before[name])

@@ -7,7 +7,7 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain.checkpoint import Checkpoints, complete, find_fault, newest_valid
-from pretrain.config import OptimizerConfig
+from pretrain.config import OptimizerConfig, TrainConfig
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -24,7 +24,7 @@ def tiny_engine(seed):
     torch.manual_seed(seed)
     decoder = MAEConfig(decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
     objective = MAE(decoder, ViTEncoder(TINY), dataset=None)
-    engine = DDPEngine("fp32", World())
+    engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda _, roles: build_optimizer(roles, OptimizerConfig()))
     return engine
 

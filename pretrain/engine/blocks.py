@@ -1,0 +1,100 @@
+"""What engines do to blocks, from outside: find them, recompute them, compile them, choose their attention."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from transformers import PreTrainedConfig
+
+from data_tools.errors import UserError
+
+aten = torch.ops.aten
+MATRIX_PRODUCTS = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+"""Dear to compute and cheap to keep: what selective activation checkpointing keeps (after torchtitan)."""
+
+
+def find_blocks(role: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a role: what its `blocks()` says, else the items of its outermost module lists.
+
+    An item counts when it is made of other modules and has parameters; a lone linear layer is no block.
+    """
+    own: Callable[[], list[nn.Module]] | None = getattr(role, "blocks", None)  # type: ignore[assignment]
+    if callable(own) and (blocks := own()):
+        return blocks
+    found: list[nn.Module] = []
+    for child in role.children():
+        if isinstance(child, nn.ModuleList):
+            found += [m for m in child if list(m.children()) and list(m.parameters())]
+        else:
+            found += find_blocks(child)
+    return found
+
+
+def recompute_activations(role: nn.Module, mode: str) -> None:
+    """Let each block's backward pass compute activations again: all (`full`), or all but matrix products' outputs."""
+    if mode == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_matrix_products)
+    for block in find_blocks(role):
+        replace_forward(block, lambda forward: partial(checkpoint, forward, **options))
+
+
+def keep_matrix_products(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    kept = operation in MATRIX_PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_role(role: nn.Module, mode: str) -> None:
+    """`torch.compile` each block of a role (`block`), or the role as one (`whole`, and where it has no blocks)."""
+    if mode == "none":
+        return
+    for module in (find_blocks(role) if mode == "block" else []) or [role]:
+        replace_forward(module, torch.compile)
+
+
+def replace_forward(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """Change what a module computes with, in place: its name, its hooks and its parameters' names stay."""
+    module.forward = change(module.forward)
+
+
+def set_attention(role: nn.Module, backend: str) -> None:
+    """Choose the attention back end of every `transformers` layer in a role, decoders of our own included."""
+    name = {"flash": "flash_attention_2", "flex": "flex_attention"}.get(backend, backend)
+    for module in role.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            config._attn_implementation = name
+
+
+def check_attention(backend: str | None, precision: str) -> None:
+    """Raise a `UserError` where this machine cannot run an attention back end."""
+    if backend not in ("flex", "flash"):
+        return
+    place = f"train.attention={backend}"
+    if not torch.cuda.is_available():
+        raise UserError(f"{place}: needs an NVIDIA GPU, and this machine shows none; use sdpa")
+    if backend == "flash" and precision not in ("bf16", "fp16", "fp8"):
+        raise UserError(f"{place}: computes in 16 bits only, not in train.precision={precision}; use bf16")
+    if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(f"{place}: flash-attn is not installed; pip install flash-attn, or use sdpa")

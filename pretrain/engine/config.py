@@ -1,0 +1,41 @@
+"""The engines' own sections of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DDPConfig:
+    """`engine=ddp`: every rank holds everything."""
+
+    static_graph: bool | None = None
+    """Tell DDP that every step uses the same parameters in the same order. Default: wherever that is sure, which is one
+    phase an optimizer and no accumulation."""
+
+
+@dataclass(frozen=True)
+class FSDPConfig:
+    """`engine=fsdp`: parameters, gradients and optimizer states are sharded over ranks (FSDP2)."""
+
+    hsdp: int = 1
+    """Replicas of the sharded model: ranks form a mesh of `hsdp` × (ranks / hsdp); 1 shards over all of them."""
+    reshard_after_forward: bool = True
+    """Free a block's whole parameters between its forward and its backward pass: less memory, more traffic."""
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer states in host memory."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """`engine=deepspeed`: ZeRO."""
+
+    stage: Literal[0, 1, 2, 3] | None = None
+    """0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters. Default: as in `config`, or 2."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_param: Literal["none", "cpu", "nvme"] = "none"
+    """Stage 3 only."""
+    nvme_path: str | None = None
+    config: str | None = None
+    """A ds_config.json of your own. It must not contradict this configuration; `auto` values are filled in."""

@@ -1,0 +1,142 @@
+"""What DDP and FSDP share: autocast, the phases' switches, one optimizer step on the device, state by DCP's names."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from pretrain.config import TrainConfig
+from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
+from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
+from pretrain.engine.precision import AUTOCAST, Scaler, check_precision, convert_to_fp8, set_matmul_precision
+from pretrain.objectives.base import Batch, Loss, Objective, Phase
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+class TorchEngine(Engine):
+    """An engine on torch's own wrappers."""
+
+    def __init__(self, train: TrainConfig, world: World | None = None) -> None:
+        check_precision(train.precision)
+        check_attention(train.attention, train.precision)
+        super().__init__(world)
+        self.train = train
+        self.autocast = AUTOCAST.get(train.precision)
+        set_matmul_precision(train.precision)
+
+    @abstractmethod
+    def wrap(self, optimizer: str, trainee: Trainee) -> nn.Module:
+        """Spread a trainee over ranks; what comes back is called in its place."""
+
+    def wrap_untrained(self, role: nn.Module) -> None:
+        """Spread a role that no optimizer trains (an averaged copy, a frozen teacher), in place."""
+
+    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
+        self.objective = objective
+        for role in objective.roles.values():
+            role.to(self.device)
+            if self.train.attention:
+                set_attention(role, self.train.attention)
+        self.trainees = trainees(objective)
+        self.scalers = {name: Scaler(self.train.precision == "fp16", self.device) for name in self.trainees}
+        trained = {role: None for trainee in self.trainees.values() for role in trainee.roles.values()}
+        for role in trained:
+            if self.train.precision == "fp8":
+                convert_to_fp8(role)
+            recompute_activations(role, self.train.activation_checkpointing)
+            compile_role(role, self.train.compile)
+        self.wrapped = {name: self.wrap(name, trainee) for name, trainee in self.trainees.items()}
+        for role in objective.roles.values():
+            if role not in trained:
+                self.wrap_untrained(role)
+        self.trainable = {
+            name: [p for p in m.parameters() if p.requires_grad] for name, m in objective.roles.items()
+        }
+        self.optimizers = {
+            name: build_optimizer(name, dict(t.roles.items())) for name, t in self.trainees.items()
+        }
+
+    def one_phase(self, optimizer: str) -> bool:
+        """Whether a single phase uses this optimizer, so that every backward pass reaches the same parameters."""
+        return sum(phase.optimizer == optimizer for phase in self.objective.phases()) == 1
+
+    def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
+        self.train_only(phase)
+        with self.accumulating(phase, last):
+            # A gradient penalty differentiates twice, which compiled code cannot.
+            stance = torch.compiler.set_stance("force_eager") if phase.fp32 else nullcontext()
+            with stance, self.in_precision(phase):
+                loss, metrics = self.wrapped[phase.optimizer](phase, batch)
+            # The wrappers average over ranks, and the scale is for the sum.
+            factor = self.scalers[phase.optimizer].scale * (scale * self.world.size)
+            (loss * factor).backward()
+        return Loss(loss.detach(), {name: value.detach() for name, value in metrics.items()})
+
+    def in_precision(self, phase: Phase) -> AbstractContextManager[Any]:
+        enabled = self.autocast is not None and not phase.fp32
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=enabled)
+
+    @contextmanager
+    @abstractmethod
+    def accumulating(self, phase: Phase, last: bool) -> Any:
+        """Within it, gradients stay on their rank unless this micro-batch is the `last`."""
+
+    def train_only(self, phase: Phase) -> None:
+        """Let only the phase's roles collect gradients: the others merely pass them on."""
+        if len(self.trainees) > 1:
+            for name, parameters in self.trainable.items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name in phase.trains)
+
+    def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+        optimizer, scaler = self.optimizers[phase.optimizer], self.scalers[phase.optimizer]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = whole_tensor(torch.nn.utils.get_total_norm(gradients)).to(self.device) / scaler.scale
+        factor = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if scaler.enabled or max_norm is not None:
+            torch._foreach_mul_(gradients, (factor / scaler.scale).to(gradients[0].device))
+        skipped = (~norm.isfinite()).float()
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
+        # The fused kernels leave everything as it is where found_inf is 1, without asking the host.
+        optimizer.found_inf = skipped.to(gradients[0].device)  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad()
+        scaler.update(skipped)
+        return norm, skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        roles = {name: module.state_dict() for name, module in self.objective.roles.items()}
+        optimizers = {
+            name: get_optimizer_state_dict(self.trainees[name], optimizer, options=FLAT)
+            for name, optimizer in self.optimizers.items()
+        }
+        scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items() if scaler.enabled}
+        return {"roles": roles, "optimizers": optimizers} | ({"scalers": scalers} if scalers else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, module in self.objective.roles.items():
+            module.load_state_dict(state["roles"][name])
+        for name, optimizer in self.optimizers.items():
+            set_optimizer_state_dict(self.trainees[name], optimizer, state["optimizers"][name], options=FLAT)
+        for name, scaler in self.scalers.items():
+            if scaler.enabled:
+                scaler.load_state_dict(state["scalers"][name])
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over ranks, gathered on each of them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

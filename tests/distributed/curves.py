@@ -1,0 +1,77 @@
+"""Under torchrun: train tiny runs of several objectives one after the other on one engine, and write their losses.
+
+One start of the processes serves every objective, because starting them takes longer than training them.
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.curves out.json engine=fsdp
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from data_tools.dataset import open_dataset
+from pretrain.config import load_config
+from pretrain.engine import start_engine
+from pretrain.engine.base import World
+from pretrain.optim import build_optimizer
+from pretrain.run import build_loader, build_objective
+from pretrain.trainer import Trainer
+
+STEPS, BATCH = 20, 16
+COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
+          "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0"]  # fmt: skip
+VIT = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
+CASES: dict[str, list[str]] = {
+    "mae": ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
+            "objective.decoder_num_attention_heads=2"],
+    "hard": ["mae_digits", *VIT, "objective={name: 'tests.distributed.hard_objective:Hard'}", "optimizer.lr=0.01"],
+}  # fmt: skip
+"""By name: a recipe and what makes it tiny."""
+
+
+class Recorder:
+    """A tracker that keeps what the curves are compared by."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def train(self, step, values):
+        self.rows.append({k: v for k, v in values.items() if k.endswith(("loss", "grad_norm"))})
+
+    def event(self, kind, step, values):
+        pass
+
+
+def curve(case: str, overrides: list[str]) -> list[dict[str, float]]:
+    recipe, *own = CASES[case]
+    config, _ = load_config(recipe, [*COMMON, *own, *overrides])
+    dataset = open_dataset(config.data.path)
+    objective = build_objective(config, dataset)
+    engine = start_engine(config)
+    engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
+    loader = build_loader(config, objective, dataset, engine.world)
+    recorder = Recorder()
+    Trainer(config, objective, loader, engine, STEPS, tracker=recorder).fit()
+    return recorder.rows
+
+
+def main(out: str, overrides: list[str]) -> None:
+    torch.set_num_threads(1)
+    world = World.from_environment()
+    curves = {}
+    for case in (os.environ.get("CASES") or ",".join(CASES)).split(","):
+        for micro in (None, 4, 2) if case in ("mae", "hard") else (None,):
+            extra = [] if micro is None else [f"train.micro_batch_size={BATCH // world.size // micro}"]
+            curves[f"{case}/{micro or 1}"] = curve(case, [*overrides, *extra])
+    if world.rank == 0:
+        Path(out).write_text(json.dumps(curves))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
