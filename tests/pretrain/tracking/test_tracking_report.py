@@ -132,6 +132,7 @@ def test_every_phase_has_its_curve(tmp_path):
 def test_missing_and_damaged_parts_are_left_out(tmp_path, damage):
     run = write_run(tmp_path / "run", steps=200, picture=None)
     path = run / damage
+    path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     assert "</html>" in write_report(run).read_text()
     if not damage.endswith(".png"):
