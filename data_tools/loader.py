@@ -22,6 +22,7 @@ from data_tools.damage import Damage, Ledger
 from data_tools.dataset import Dataset
 from data_tools.decode import Sample
 from data_tools.errors import UserError
+from data_tools.fetch import ReadAhead
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
 Int64Array = NDArray[np.int64]
@@ -34,6 +35,7 @@ class SampleStream(Protocol):
     samples_per_epoch: int
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def read_ahead(self) -> ReadAhead | None: ...
     def state(self) -> dict[str, Any]: ...
 
 
@@ -173,27 +175,36 @@ class Loader:
         self.ledger = Ledger(max_damage_rate)
         self._executor: Executor | None = None
 
-    def _micro_positions(self, position: int) -> list[Int64Array]:
-        """This rank's positions of the step at ``position``, one array of (micro_batch_size,) each."""
+    def _mine(self, position: int) -> Int64Array:
+        """This rank's positions of the step at ``position``, shape (global_batch_size / world_size,)."""
         first = position + (self.rank - position) % self.world_size
-        mine = np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
+        return np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
+
+    def _micro_positions(self, position: int) -> list[Int64Array]:
+        mine = self._mine(position)
         return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
 
     def __iter__(self) -> Iterator[Step]:
         """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
+        reader = self.stream.read_ahead()
+
+        def advance() -> None:
+            if reader is not None:
+                reader.advance(self.position, self.global_batch_size, self._mine)
+
         if self.workers == 0:
             while True:
+                advance()
                 parts = self._micro_positions(self.position)
                 yield self._step([make_micro_batch(self.stream, self.transform, self.seed, p) for p in parts])
         submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
         ahead = self.position
-        depth = max(
-            2,
-            -(-AHEAD * self.workers // (self.global_batch_size // self.world_size // self.micro_batch_size)),
-        )
+        micro_batches = self.global_batch_size // self.world_size // self.micro_batch_size
+        depth = max(2, -(-AHEAD * self.workers // micro_batches))  # steps in preparation
         try:
             while True:
+                advance()
                 while len(pending) < depth:
                     pending.append([submit(p) for p in self._micro_positions(ahead)])
                     ahead += self.global_batch_size
