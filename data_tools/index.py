@@ -105,6 +105,10 @@ def _attribute(rows: list[_Row], before: int, damage: tar.Damage, usual: tuple[s
         for row in incomplete:
             row.fault = row.fault or damage.reason
         return damage.reason
+    if damage.may_be_joint and not incomplete:
+        return (
+            f"{damage.reason} at {damage.start}: the joint of two archives, unless samples are missing there"
+        )
     for row in named or incomplete:
         row.fault = damage.reason
     if not named and not incomplete:
