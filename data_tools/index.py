@@ -219,7 +219,7 @@ def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt
     number, name = numbered
     found = scan_remote(name, with_crc) if is_remote(name) else scan_file(Path(name), with_crc)
     data = found.sidecar.to_bytes()
-    write_atomically(work / f"{number:08d}.idx", data)
+    write_atomically(work / f"{number:08d}.sidecar", data)
     size = size_of(name) if is_remote(name) else Path(name).stat().st_size
     return {
         "samples": len(found.sidecar),
@@ -263,7 +263,7 @@ def index_shards(
     for number in range(len(files)):
         target = folder / manifest.sidecar_name(number)
         target.parent.mkdir(parents=True, exist_ok=True)
-        (work / f"{number:08d}.idx").replace(target)
+        (work / f"{number:08d}.sidecar").replace(target)
     write_manifest(manifest, folder)
     shutil.rmtree(folder / ".index")
     return manifest, bad

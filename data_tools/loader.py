@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from data_tools.dataset import Dataset
 from data_tools.decode import Sample
 from data_tools.errors import UserError
 from data_tools.fetch import ReadAhead
+from data_tools.mixture import Mixture
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
 Int64Array = NDArray[np.int64]
@@ -174,6 +175,7 @@ class Loader:
         self.position = start
         self.ledger = Ledger(max_damage_rate)
         self._executor: Executor | None = None
+        self._stale = False  # what was prepared ahead is no longer what is wanted
 
     def _mine(self, position: int) -> Int64Array:
         """This rank's positions of the step at ``position``, shape (global_batch_size / world_size,)."""
@@ -205,6 +207,9 @@ class Loader:
         try:
             while True:
                 advance()
+                if self._stale:
+                    submit, ahead, self._stale = self._start_pool(), self.position, False
+                    pending.clear()
                 while len(pending) < depth:
                     pending.append([submit(p) for p in self._micro_positions(ahead)])
                     ahead += self.global_batch_size
@@ -235,6 +240,13 @@ class Loader:
         epoch = position // self.stream.samples_per_epoch
         return Step(position, epoch, batches, [keys for _, keys, _ in parts], damages)
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change a mixture's weights from the next step on; all ranks must do so at the same step."""
+        if not isinstance(self.stream, Mixture):
+            raise UserError("weights: this stream is no mixture; give the loader a Mixture")
+        self.stream.set_weights(weights, self.position)
+        self._stale = True
+
     def close(self) -> None:
         """Stop the workers; what they prepared ahead is dropped."""
         if self._executor is not None:
@@ -247,6 +259,8 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
+        if isinstance(self.stream, Mixture):
+            self.stream.adopt(state)
         here = self.stream.state()
         differing = [
             f"{name} was {state.get(name)!r}, is {value!r}"

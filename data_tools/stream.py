@@ -68,12 +68,10 @@ class Stream:
         """What fetches remote samples before they are needed; None when everything lies on this machine."""
         window = 2 * self.order.layout.lanes * self.order.layout.chunk * self.order.layout.group
         return (
-            ReadAhead(self._needs, self.samples_per_epoch, max(window, AHEAD))
-            if self.dataset.remote
-            else None
+            ReadAhead(self.needs, self.samples_per_epoch, max(window, AHEAD)) if self.dataset.remote else None
         )
 
-    def _needs(self, positions: Int64Array) -> Needs:
+    def needs(self, positions: Int64Array) -> Needs:
         _, indices = self.order.indices(positions)
         return self.dataset.segments(indices, positions)
 
@@ -164,9 +162,9 @@ class PackedStream:
             yield sample
 
     def read_ahead(self) -> ReadAhead | None:
-        return ReadAhead(self._needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
 
-    def _needs(self, positions: Int64Array) -> Needs:
+    def needs(self, positions: Int64Array) -> Needs:
         _, rows = self.order.indices(positions)
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
         documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])

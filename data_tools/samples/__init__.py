@@ -2,7 +2,7 @@
 
 digits        12,000 MNIST training images (png) with labels (cls)
 digits_test    2,000 MNIST test images with labels
-sotu          paragraphs of State of the Union addresses (txt) with year, president and party (json), and their tokenizer
+sotu          paragraphs of State of the Union addresses (txt) with year, president, party (json); a tokenizer
 speech        spoken English and French words (flac, 8 kHz) with word and language (json)
 """
 

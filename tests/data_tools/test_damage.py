@@ -38,7 +38,7 @@ def flip(path, offset, bit=1):
 
 
 def sample_offset(folder, number):
-    return int(read_sidecar(folder / f"{SHARD}.idx").offset[number])
+    return int(read_sidecar(folder / f"{SHARD}.sidecar").offset[number])
 
 
 # name → (how the shard is damaged, numbers of the samples that are lost within the shard)
@@ -128,7 +128,7 @@ INDEXED = [
 def test_indexing_damaged_tars_loses_no_sound_sample(folder, name, caplog):
     damage, lost = DAMAGES[name]
     damage(folder)
-    for path in [*folder.glob("*.idx"), folder / "manifest.json"]:
+    for path in [*folder.glob("*.sidecar"), folder / "manifest.json"]:
         path.unlink()
     with caplog.at_level(logging.WARNING):
         left = [int(sample["__key__"]) for sample in open_dataset(folder)]
@@ -145,7 +145,7 @@ def test_appended_archives_are_read_whole(folder, tmp_path):
 @pytest.mark.parametrize("offset", range(0, 500, 23))
 def test_any_flipped_bit_of_a_header_costs_at_most_its_sample(folder, offset):
     flip(folder / SHARD, sample_offset(folder, 50) + offset, bit=4)
-    for path in [*folder.glob("*.idx"), folder / "manifest.json"]:
+    for path in [*folder.glob("*.sidecar"), folder / "manifest.json"]:
         path.unlink()
     left = [int(sample["__key__"]) for sample in open_dataset(folder)]
     assert left == [n for n in range(SAMPLES) if n != 150]
@@ -188,7 +188,7 @@ def test_damaged_document_leaves_padding_and_no_other_is_lost(tmp_path):
     write_tokens(tmp_path, [16] * 60, per_shard=60)
     plan = PackedStream(Stream(open_dataset(tmp_path)), 64)
     sound = [plan.sample(p) for p in range(plan.samples_per_epoch)]
-    offset = int(read_sidecar(tmp_path / "000000.tar.idx").offset[31])
+    offset = int(read_sidecar(tmp_path / "000000.tar.sidecar").offset[31])
     flip(tmp_path / "000000.tar", offset + BLOCK + 130)
     damaged = PackedStream(Stream(open_dataset(tmp_path)), 64)
     rows = [damaged.sample(p) for p in range(plan.samples_per_epoch)]

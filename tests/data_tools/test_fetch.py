@@ -111,7 +111,7 @@ def test_read_ahead_does_not_evict_what_is_needed_sooner(folder):
 def test_passing_faults_cost_nothing(folder, faults):
     with bad_server(folder) as (url, server):
         server.faults["000001.tar"] = list(faults)
-        server.faults["000000.tar.idx"] = [503]
+        server.faults["000000.tar.sidecar"] = [503]
         server.faults["manifest.json"] = ["drop"]
         assert keys_of(open_dataset(url, fetching=FAST)) == [f"{i:06d}" for i in range(60)]
 
@@ -202,7 +202,7 @@ def test_changed_remote_data_are_noticed(folder):
 
 
 def test_a_sidecar_of_other_data_is_refused(folder):
-    shutil.copy(folder / "000001.tar.idx", folder / "000000.tar.idx")
+    shutil.copy(folder / "000001.tar.sidecar", folder / "000000.tar.sidecar")
     with bad_server(folder) as (url, _), pytest.raises(UserError, match="not the sidecar"):
         open_dataset(url, fetching=FAST)[0]
 
