@@ -6,18 +6,15 @@ import glob
 import hashlib
 import logging
 import os
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_tools import tar
-from data_tools.cache import build_once, cache_folder
+from data_tools.cache import OpenFile, Recent, build_once, cache_folder
 from data_tools.decode import (
     PICKLE_EXTENSIONS,
     DecodeError,
@@ -27,8 +24,18 @@ from data_tools.decode import (
     field_names,
 )
 from data_tools.errors import UserError
-from data_tools.index import index_shards
-from data_tools.manifest import MANIFEST_NAME, Manifest, Sidecar, read_manifest, read_sidecar
+from data_tools.fetch import FetchOptions, Needs, Segment, SegmentCache
+from data_tools.index import identity, index_shards
+from data_tools.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Sidecar,
+    read_manifest,
+    read_sidecar,
+    write_atomically,
+)
+from data_tools.order import CHUNK_BYTES
+from data_tools.remote import MissingError, Retry, is_remote, read_all, redacted
 
 log = logging.getLogger(__name__)
 
@@ -43,60 +50,78 @@ class DamagedSampleError(ValueError):
         self.shard, self.name, self.reason = shard, name, reason
 
 
-class _File:
-    """A descriptor that is closed when the last thread that reads from it lets go."""
-
-    def __init__(self, path: str) -> None:
-        self.handle = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            os.close(self.handle)
-
-
-class _Recent:
-    """The most recently used values of a function, safe among threads and dropped when pickled."""
-
-    def __init__(self, make: Any, size: int) -> None:
-        self._make, self._size = make, size
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __call__(self, key: Any) -> Any:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = self._make(key)
-        with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Recent, (self._make, self._size)
-
-
 class _Store:
     """Shards and sidecars of one manifest; shared by a data set and its subsets."""
 
-    def __init__(self, manifest: Manifest, folder: Path) -> None:
-        self.manifest, self.folder = manifest, folder
+    def __init__(self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions) -> None:
+        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``."""
+        self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
+        self.remote = bool(base) or any(is_remote(url) for url in manifest.urls)
+        self.segment_samples = max(
+            1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
+        )
+        self._cache: SegmentCache | None = None
         # pread, not a memory map of the shard: it frees the GIL while the disk works, and a file cut short gives
         # fewer bytes instead of SIGBUS.
-        self._files = _Recent(_File, 256)
-        self._sidecars = _Recent(self._read_sidecar, 1024)
-        self._valid_rows = _Recent(self._find_valid_rows, 1024)
+        self._files = Recent(OpenFile, 256)
+        self._sidecars = Recent(self._read_sidecar, 1024)
+        self._valid_rows = Recent(self._find_valid_rows, 1024)
+
+    def location(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        url = self.manifest.urls[shard]
+        if is_remote(url):
+            return url
+        return f"{self.base}/{url}" if self.base else str(self.folder / url)
 
     def _read_sidecar(self, shard: int) -> Sidecar:
-        sidecar = read_sidecar(self.folder / self.manifest.sidecar_name(shard))
+        name = self.manifest.sidecar_name(shard)
+        if self.base:
+            self._copy_sidecar(shard, name)
+        sidecar = read_sidecar(self.folder / name)
         if len(sidecar) != self.manifest.samples[shard] or sidecar.bad != self.manifest.bad[shard]:
             raise UserError(
                 f"{self.manifest.urls[shard]}: its sidecar has {len(sidecar)} samples ({sidecar.bad} bad), the manifest"
                 f" says {self.manifest.samples[shard]} ({self.manifest.bad[shard]}); run `python -m data_tools index`"
             )
         return sidecar
+
+    def _copy_sidecar(self, shard: int, name: str) -> None:
+        """Fetch a sidecar unless the copy here is the one that the manifest means."""
+        path, expected = self.folder / name, int(self.manifest.checksums[shard])
+        if path.exists() and zlib.crc32(path.read_bytes()) == expected:
+            return
+        try:
+            data = read_all(f"{self.base}/{name}", self.fetching.retry)
+        except MissingError as error:
+            raise UserError(
+                f"{error}: the sidecar is missing; run `python -m data_tools index` there"
+            ) from None
+        if zlib.crc32(data) != expected:
+            raise UserError(
+                f"{self.base}/{name}: not the sidecar that the manifest means; index the shards again"
+            )
+        write_atomically(path, data)
+
+    def cache(self) -> SegmentCache:
+        """The node's cache of remote segments, as large as they are now."""
+        if self._cache is None:
+            name = f"{self.manifest.fingerprint}-{self.segment_samples}"
+            self._cache = SegmentCache(cache_folder() / "segments" / name, self.location, self.fetching)
+        return self._cache
+
+    def use_segments(self, samples: int) -> None:
+        """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read."""
+        if samples > 1 and samples != self.segment_samples:
+            self.segment_samples, self._cache = samples, None
+
+    def segment(self, shard: int, number: int) -> Segment:
+        """The segment of the ``number``-th valid sample of a shard."""
+        which, sidecar = number // self.segment_samples, self.sidecar(shard)
+        first = self.row(shard, which * self.segment_samples)
+        last = self.row(shard, min((which + 1) * self.segment_samples, int(self.manifest.counts[shard])) - 1)
+        start = int(sidecar.offset[first])
+        return Segment(shard, which, start, int(sidecar.offset[last]) + int(sidecar.size[last]) - start)
 
     def _find_valid_rows(self, shard: int) -> Int64Array:
         return np.flatnonzero(self.sidecar(shard).valid)
@@ -111,13 +136,30 @@ class _Store:
 
     def read(self, shard: int, number: int) -> tuple[str, dict[str, memoryview]]:
         """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError."""
-        sidecar, row = self.sidecar(shard), self.row(shard, number)
-        url = self.manifest.urls[shard]
-        offset, size = int(sidecar.offset[row]), int(sidecar.size[row])
+        if not self.remote:
+            return self._parse(shard, number, self._read_local)
         try:
-            raw = os.pread(self._files(str(self.folder / url)).handle, size, offset)
+            return self._parse(shard, number, self._read_remote)
+        except DamagedSampleError:  # perhaps damaged on its way, or on this node's disk: fetched once more
+            self.cache().drop(self.segment(shard, number))
+            return self._parse(shard, number, self._read_remote)
+
+    def _read_local(self, shard: int, _: int, offset: int, size: int) -> bytes:
+        return os.pread(self._files(self.location(shard)).handle, size, offset)
+
+    def _read_remote(self, shard: int, number: int, offset: int, size: int) -> bytes:
+        return self.cache().read(self.segment(shard, number), offset, size)
+
+    def _parse(
+        self, shard: int, number: int, read: Callable[[int, int, int, int], bytes]
+    ) -> tuple[str, dict[str, memoryview]]:
+        sidecar, row, url = self.sidecar(shard), self.row(shard, number), self.manifest.urls[shard]
+        size = int(sidecar.size[row])
+        try:
+            raw = read(shard, number, int(sidecar.offset[row]), size)
         except OSError as error:
-            raise DamagedSampleError(url, f"#{row}", f"cannot be read ({error.strerror})") from None
+            reason = str(error) if isinstance(error, MissingError) else f"cannot be read ({error.strerror})"
+            raise DamagedSampleError(url, f"#{row}", reason) from None
         if len(raw) != size:
             raise DamagedSampleError(url, f"#{row}", f"cut: {len(raw)} of {size} bytes")
         intact = sidecar.crc is None or zlib.crc32(raw) == sidecar.crc[row]
@@ -240,6 +282,23 @@ class Dataset:
         sidecar = self._store.sidecar(shard)
         return sidecar.take(sidecar.valid != 0)
 
+    @property
+    def remote(self) -> bool:
+        """Whether any shard has to be fetched."""
+        return self._store.remote
+
+    def use_segments(self, samples: int) -> None:
+        """Fetch so many consecutive samples at once from remote shards."""
+        self._store.use_segments(samples)
+
+    def segments(self, indices: Int64Array, positions: Int64Array) -> Needs:
+        """The segments that samples at ``indices`` lie in, each with the position (n,) that needs it."""
+        shards, numbers = self.locate(indices)
+        for shard, number, position in zip(
+            shards.tolist(), numbers.tolist(), positions.tolist(), strict=True
+        ):
+            yield self._store.cache(), self._store.segment(shard, number), position
+
     def read(self, shard: int, number: int) -> Sample:
         """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError."""
         key, members = self._store.read(shard, number)
@@ -252,12 +311,13 @@ class Dataset:
 def open_dataset(
     source: str | Path | Sequence[str | Path],
     options: DecodeOptions = DecodeOptions(),  # noqa: B008 - frozen
+    fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
 ) -> Dataset:
-    """Open ``sample:digits``, a folder, a manifest, one tar, a glob, or a list of tars.
+    """Open ``sample:digits``, a folder or its URL, a manifest, one tar, a glob, or a list of tars or their URLs.
 
     Tars without a manifest are indexed once into the cache. Raises UserError when there is nothing to open.
     """
-    folder = _manifest_folder(source)
+    folder, base = _manifest_folder(source, fetching.retry)
     manifest = read_manifest(folder / MANIFEST_NAME)
     refused = sorted(e for e in manifest.extensions if e.rsplit(".", 1)[-1] in PICKLE_EXTENSIONS)
     if refused:
@@ -266,51 +326,66 @@ def open_dataset(
         )
     if not int(manifest.counts.sum()):
         raise UserError(f"{source}: holds no usable samples; run `python -m data_tools verify` to see why")
-    return Dataset(_Store(manifest, folder), options)
+    return Dataset(_Store(manifest, folder, base, fetching), options)
 
 
 def open_marked(folder: Path) -> Dataset:
     """A folder with a manifest, even when all of its samples are marked bad: for ``verify``."""
-    return Dataset(_Store(read_manifest(folder / MANIFEST_NAME), folder), DecodeOptions())
+    return Dataset(_Store(read_manifest(folder / MANIFEST_NAME), folder, "", FetchOptions()), DecodeOptions())
 
 
-def _manifest_folder(source: str | Path | Sequence[str | Path]) -> Path:
+def _manifest_folder(source: str | Path | Sequence[str | Path], retry: Retry) -> tuple[Path, str]:
+    """(local folder with the manifest, its base URL if it is remote) of whatever was asked for."""
     if not isinstance(source, str | Path):
-        return _indexed_folder([Path(item) for item in source], str(list(source)[:1]))
+        return _indexed_folder([str(item) for item in source], str(list(source)[:1])), ""
     text = str(source)
     if text.startswith("pipe:"):
         raise UserError(f"{text}: pipe: URLs run a shell and are refused; download the shards first")
     if text.startswith("sample:"):
         from data_tools.samples import sample_folder
 
-        return sample_folder(text.removeprefix("sample:"))
+        return sample_folder(text.removeprefix("sample:")), ""
+    if is_remote(text):
+        return (_indexed_folder([text], text), "") if text.endswith(_TARS) else _remote_folder(text, retry)
     path = Path(text).expanduser()
     if path.name == MANIFEST_NAME:
-        return path.parent
+        return path.parent, ""
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
-            return path
-        return _indexed_folder(sorted(path.rglob("*.tar")), text)
-    return _indexed_folder([path] if path.is_file() else [Path(p) for p in sorted(glob.glob(text))], text)  # noqa: PTH207
+            return path, ""
+        return _indexed_folder(sorted(str(p) for p in path.rglob("*") if p.name.endswith(_TARS)), text), ""
+    return _indexed_folder([text] if path.is_file() else sorted(glob.glob(text)), text), ""  # noqa: PTH207
 
 
-def _indexed_folder(tars: list[Path], asked: str) -> Path:
-    """Index local tars into the cache, unless that was done for these very files before."""
+_TARS = (".tar", ".tar.gz", ".tgz")
+
+
+def _remote_folder(url: str, retry: Retry) -> tuple[Path, str]:
+    """Copy a remote manifest here; it is small, and may have changed since the last time."""
+    base = url.removesuffix(MANIFEST_NAME).rstrip("/")
+    folder = cache_folder() / "remote" / hashlib.blake2b(base.encode(), digest_size=16).hexdigest()
+    try:
+        write_atomically(folder / MANIFEST_NAME, read_all(f"{base}/{MANIFEST_NAME}", retry))
+    except MissingError as error:
+        raise UserError(f"{error}: no manifest there; write one with `python -m data_tools index`") from None
+    return folder, base
+
+
+def _indexed_folder(tars: list[str], asked: str) -> Path:
+    """Index tars into the cache, unless that was done for these very files before; gzipped ones are unpacked."""
     if not tars:
         raise UserError(
             f"{asked}: no such data set; give a folder with manifest.json or .tar files, a glob, or sample:NAME"
         )
     digest = hashlib.blake2b(digest_size=16)
-    for path in tars:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    for name in tars:
+        digest.update(f"{identity(name)}\0".encode())
 
     def build(folder: Path) -> None:
         log.info(
-            "%s: no manifest; indexing %d tars (`python -m data_tools index` keeps it)", asked, len(tars)
+            "%s: no manifest; indexing %d tars (`python -m data_tools index` keeps it)",
+            redacted(asked),
+            len(tars),
         )
         _, bad = index_shards(tars, folder)
         for shard, key, fault in bad[:20]:

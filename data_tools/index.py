@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from data_tools import tar
+from data_tools.cache import build_once, cache_folder
 from data_tools.errors import UserError
+from data_tools.jobs import Receipt, run_jobs
 from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
+from data_tools.remote import (
+    MissingError,
+    NoRangesError,
+    is_remote,
+    read_range,
+    read_whole,
+    redacted,
+    size_of,
+)
+
+MAX_UNPACKED_RATIO = 200  # gzip of real data stays under 20; beyond this it is a bomb
 
 
 @dataclass
@@ -91,6 +105,10 @@ def _attribute(rows: list[_Row], before: int, damage: tar.Damage, usual: tuple[s
         for row in incomplete:
             row.fault = row.fault or damage.reason
         return damage.reason
+    if damage.may_be_joint and not incomplete:
+        return (
+            f"{damage.reason} at {damage.start}: the joint of two archives, unless samples are missing there"
+        )
     for row in named or incomplete:
         row.fault = damage.reason
     if not named and not incomplete:
@@ -128,43 +146,128 @@ def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
         os.close(handle)
 
 
-def _index_one(with_crc: bool, path: str) -> tuple[str, ShardScan]:
-    return path, scan_file(Path(path), with_crc)
+def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
+    """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
+    try:
+        size = size_of(url)
+        return scan_shard(_buffered(url), size, with_crc)
+    except MissingError as error:
+        raise UserError(f"{error}: cannot be read; check the URL") from None
+    except NoRangesError as error:
+        raise UserError(
+            f"{error}, which an index needs; download the shard, or index it where it lies"
+        ) from None
+    except tar.TarError as error:
+        raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
+
+
+def _buffered(url: str, window: int = 8 << 20) -> tar.Read:
+    """Small reads out of large ranges: headers lie one after the other."""
+    start, held = 0, b""
+
+    def read(offset: int, size: int) -> bytes:
+        nonlocal start, held
+        if not (start <= offset and offset + size <= start + len(held)):
+            start, held = offset, read_range(url, offset, max(size, window))
+        return held[offset - start : offset - start + size]
+
+    return read
+
+
+def identity(name: str) -> str:
+    """A text that changes when the file or object does; raises UserError when there is none."""
+    if is_remote(name):
+        try:
+            return f"{name}\0{size_of(name)}"
+        except MissingError as error:
+            raise UserError(f"{error}: cannot be read; check the URL") from None
+    try:
+        status = Path(name).stat()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); check the path") from None
+    return f"{Path(name).resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _unpacked(name: str) -> str:
+    """A gzipped tar, unpacked once into the cache, since samples cannot be read from the middle of gzip."""
+    digest = hashlib.blake2b(identity(name).encode(), digest_size=16).hexdigest()
+
+    def build(folder: Path) -> None:
+        packed = Path(name)
+        if is_remote(name):
+            packed = folder / "packed"
+            read_whole(name, packed)
+        _gunzip(packed, folder / "shard.tar", redacted(name))
+        (folder / "packed").unlink(missing_ok=True)
+
+    return str(build_once(cache_folder() / "unpacked" / digest, build) / "shard.tar")
+
+
+def _gunzip(packed: Path, target: Path, name: str) -> None:
+    limit = max(MAX_UNPACKED_RATIO * packed.stat().st_size, 64 << 20)
+    try:
+        with gzip.open(packed) as source, target.open("wb") as file:
+            while block := source.read(8 << 20):
+                file.write(block)
+                if file.tell() > limit:
+                    raise ValueError(f"unpacks to more than {MAX_UNPACKED_RATIO} times its size")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{name}: not a usable gzipped tar ({error}); fetch it again") from None
+
+
+def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt:
+    number, name = numbered
+    found = scan_remote(name, with_crc) if is_remote(name) else scan_file(Path(name), with_crc)
+    data = found.sidecar.to_bytes()
+    write_atomically(work / f"{number:08d}.sidecar", data)
+    size = size_of(name) if is_remote(name) else Path(name).stat().st_size
+    return {
+        "samples": len(found.sidecar),
+        "bad_count": found.sidecar.bad,
+        "bytes": size,
+        "checksum": zlib.crc32(data),
+        "extensions": dict(found.extensions),
+        "bad": [[key, fault] for _, key, fault in found.bad] + [["", fault] for fault in found.faults],
+    }
 
 
 def index_shards(
-    paths: Iterable[Path], folder: Path, with_crc: bool = False, processes: int | None = None
+    names: Iterable[str | Path], folder: Path, with_crc: bool = False, processes: int | None = None
 ) -> tuple[Manifest, list[tuple[str, str, str]]]:
-    """Index local tars into ``folder``; returns the manifest and the bad samples (shard, key, what is wrong).
+    """Index tars (paths or URLs) into ``folder``; returns the manifest and the bad samples (shard, key, fault).
 
-    Shards inside ``folder`` are listed by relative name, others by absolute path. Raises UserError when a file is
-    no tar or there is none at all; nothing is written then.
+    Shards inside ``folder`` are listed by relative name, others by absolute path or URL. Raises UserError when one
+    is no tar or there is none at all; no manifest is written then, and the scans done so far are kept for the next
+    attempt.
     """
-    files = [str(p) for p in paths]
+    files = [_unpacked(name) if name.endswith(("gz", "GZ")) else name for name in map(str, names)]
     if not files:
         raise UserError(f"{folder}: no .tar files to index; give a folder of WebDataset shards")
-    shards, extensions, bad = [], Counter[str](), []
-    sidecars: list[bytes] = []
-    workers = min(processes if processes is not None else (os.cpu_count() or 1), len(files) // 8)
-    scan = partial(_index_one, with_crc)
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            scans = list(pool.map(scan, files, chunksize=4))
-    else:
-        scans = [scan(f) for f in files]
+    described = "\n".join([str(with_crc), *(identity(name) for name in files)])
+    work = folder / ".index" / hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+    few = len(files) < 16  # a spawned process costs more than some small scans
+    scan = partial(_index_one, with_crc, work)
+    cores = 1 if few and processes is None else processes
+    found = run_jobs(scan, list(enumerate(files)), "index", work / "receipts", cores, quiet=few)
+    assert found is not None, "all parts ran here"
     root = folder.resolve()
-    for name, found in scans:
-        absolute = Path(name).resolve()
-        url = absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
-        data = found.sidecar.to_bytes()
-        sidecars.append(data)
-        extensions += found.extensions
-        bad += [(url, key, fault) for _, key, fault in found.bad] + [(url, "", f) for f in found.faults]
+    shards, bad, extensions = [], [], Counter[str]()
+    for name, receipt in zip(files, found, strict=True):
+        url = name if is_remote(name) else _relative(Path(name).resolve(), root)
         shards.append(
-            Shard(url, len(found.sidecar), found.sidecar.bad, absolute.stat().st_size, zlib.crc32(data))
+            Shard(url, receipt["samples"], receipt["bad_count"], receipt["bytes"], receipt["checksum"])
         )
+        extensions.update(receipt["extensions"])
+        bad += [(url, key, fault) for key, fault in receipt["bad"]]
     manifest = make_manifest(shards, tuple(sorted(extensions)))
-    for number, data in enumerate(sidecars):
-        write_atomically(folder / manifest.sidecar_name(number), data)
+    for number in range(len(files)):
+        target = folder / manifest.sidecar_name(number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (work / f"{number:08d}.sidecar").replace(target)
     write_manifest(manifest, folder)
+    shutil.rmtree(folder / ".index")
     return manifest, bad
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -26,6 +26,7 @@ Work = Callable[[Any], Receipt]
 def run_jobs(
     work: Work, jobs: Sequence[Any], title: str, receipts: Path | None = None,
     processes: int | None = None, part: tuple[int, int] = (0, 1), executor: Executor | None = None,
+    quiet: bool = False,
 ) -> list[Receipt] | None:  # fmt: skip
     """Run ``work`` on every job; results in the order of the jobs.
 
@@ -37,7 +38,7 @@ def run_jobs(
     }
     mine = [i for i in range(part[0], len(jobs), part[1]) if i not in kept]
     workers = min(processes or os.cpu_count() or 1, len(mine))
-    with _progress(title, len(range(part[0], len(jobs), part[1])), len(mine)) as advance:
+    with _progress(title, len(range(part[0], len(jobs), part[1])), len(mine), quiet) as advance:
         if executor is None and workers <= 1:
             for i in mine:
                 kept[i] = _run_one(work, jobs[i], i, receipts)
@@ -89,14 +90,16 @@ def _read_receipt(receipts: Path | None, number: int) -> Receipt | None:
 class _progress:  # noqa: N801 - used as a function
     """A bar on a terminal, else one line at the end: jobs, samples/s, MB/s, time left."""
 
-    def __init__(self, title: str, total: int, left: int) -> None:
-        self._title, self._begin = title, time.perf_counter()
+    def __init__(self, title: str, total: int, left: int, quiet: bool) -> None:
+        self._title, self._begin, self._quiet = title, time.perf_counter(), quiet
         self._samples = self._bytes = 0
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
         )  # fmt: skip
-        self._bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        self._bar = (
+            Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() and not quiet else None
+        )
         if self._bar is not None:
             self._task = self._bar.add_task(title, total=total, completed=total - left, rate="")
 
@@ -118,7 +121,7 @@ class _progress:  # noqa: N801 - used as a function
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._samples:
+        elif kind is None and self._samples and not self._quiet:
             seconds = time.perf_counter() - self._begin
             print(
                 f"{self._title}: {self._samples:,} samples in {seconds:.1f} s, {self._rate()}",

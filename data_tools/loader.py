@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,8 @@ from data_tools.damage import Damage, Ledger
 from data_tools.dataset import Dataset
 from data_tools.decode import Sample
 from data_tools.errors import UserError
+from data_tools.fetch import ReadAhead
+from data_tools.mixture import Mixture
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
 Int64Array = NDArray[np.int64]
@@ -34,6 +36,7 @@ class SampleStream(Protocol):
     samples_per_epoch: int
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def read_ahead(self) -> ReadAhead | None: ...
     def state(self) -> dict[str, Any]: ...
 
 
@@ -172,28 +175,41 @@ class Loader:
         self.position = start
         self.ledger = Ledger(max_damage_rate)
         self._executor: Executor | None = None
+        self._stale = False  # what was prepared ahead is no longer what is wanted
+
+    def _mine(self, position: int) -> Int64Array:
+        """This rank's positions of the step at ``position``, shape (global_batch_size / world_size,)."""
+        first = position + (self.rank - position) % self.world_size
+        return np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
 
     def _micro_positions(self, position: int) -> list[Int64Array]:
-        """This rank's positions of the step at ``position``, one array of (micro_batch_size,) each."""
-        first = position + (self.rank - position) % self.world_size
-        mine = np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
+        mine = self._mine(position)
         return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
 
     def __iter__(self) -> Iterator[Step]:
         """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
+        reader = self.stream.read_ahead()
+
+        def advance() -> None:
+            if reader is not None:
+                reader.advance(self.position, self.global_batch_size, self._mine)
+
         if self.workers == 0:
             while True:
+                advance()
                 parts = self._micro_positions(self.position)
                 yield self._step([make_micro_batch(self.stream, self.transform, self.seed, p) for p in parts])
         submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
         ahead = self.position
-        depth = max(
-            2,
-            -(-AHEAD * self.workers // (self.global_batch_size // self.world_size // self.micro_batch_size)),
-        )
+        micro_batches = self.global_batch_size // self.world_size // self.micro_batch_size
+        depth = max(2, -(-AHEAD * self.workers // micro_batches))  # steps in preparation
         try:
             while True:
+                advance()
+                if self._stale:
+                    submit, ahead, self._stale = self._start_pool(), self.position, False
+                    pending.clear()
                 while len(pending) < depth:
                     pending.append([submit(p) for p in self._micro_positions(ahead)])
                     ahead += self.global_batch_size
@@ -224,6 +240,13 @@ class Loader:
         epoch = position // self.stream.samples_per_epoch
         return Step(position, epoch, batches, [keys for _, keys, _ in parts], damages)
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change a mixture's weights from the next step on; all ranks must do so at the same step."""
+        if not isinstance(self.stream, Mixture):
+            raise UserError("weights: this stream is no mixture; give the loader a Mixture")
+        self.stream.set_weights(weights, self.position)
+        self._stale = True
+
     def close(self) -> None:
         """Stop the workers; what they prepared ahead is dropped."""
         if self._executor is not None:
@@ -236,6 +259,8 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
+        if isinstance(self.stream, Mixture):
+            self.stream.adopt(state)
         here = self.stream.state()
         differing = [
             f"{name} was {state.get(name)!r}, is {value!r}"

@@ -135,7 +135,7 @@ class Manifest:
         """Path of a sidecar within the manifest's folder: beside the shard, or by number for shards elsewhere."""
         url = self.urls[shard]
         elsewhere = "://" in url or Path(url).is_absolute() or ".." in Path(url).parts
-        return f"{shard:08d}.idx" if elsewhere else f"{url}.idx"
+        return f"{shard:08d}.sidecar" if elsewhere else f"{url}.sidecar"
 
 
 def make_manifest(

@@ -89,7 +89,7 @@ class ShardWriter:
             length=rows[:, 3].astype(np.uint32) if self.with_length else None,
         )
         data = sidecar.to_bytes()
-        write_atomically(self.folder / f"{self._name}.idx", data)
+        write_atomically(self.folder / f"{self._name}.sidecar", data)
         self._partial.replace(self.folder / self._name)
         size = self._offset + 2 * tar.BLOCK
         self.shards.append(Shard(self._name, len(rows), 0, size, zlib.crc32(data)))

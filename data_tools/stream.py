@@ -13,12 +13,14 @@ from data_tools.damage import Damage
 from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.decode import DecodeOptions, Sample
 from data_tools.errors import UserError
+from data_tools.fetch import Needs, ReadAhead
 from data_tools.order import SHUFFLE_MEMORY, Layout, Order, choose_layout, derive_key
 from data_tools.packing import WINDOW, RowPlan, best_fit_rows, cut_rows
 
 log = logging.getLogger(__name__)
 
 Int64Array = NDArray[np.int64]
+AHEAD = 1024  # positions looked ahead at least
 ATTEMPTS = 32  # stand-ins tried for one damaged sample before the data set is given up
 _STAND_IN = 4  # what a derived key is for; 1-3 are in order.py
 
@@ -39,6 +41,7 @@ class Stream:
         chosen = layout or choose_layout(len(dataset), dataset.sample_bytes, memory)
         self.order = Order(dataset.counts, chosen, seed)
         self.samples_per_epoch = len(dataset)
+        dataset.use_segments(chosen.chunk)
 
     @property
     def fingerprint(self) -> str:
@@ -60,6 +63,17 @@ class Stream:
                 sample = self._stand_in(position, error)
             sample["__epoch__"] = epoch
             yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        """What fetches remote samples before they are needed; None when everything lies on this machine."""
+        window = 2 * self.order.layout.lanes * self.order.layout.chunk * self.order.layout.group
+        return (
+            ReadAhead(self.needs, self.samples_per_epoch, max(window, AHEAD)) if self.dataset.remote else None
+        )
+
+    def needs(self, positions: Int64Array) -> Needs:
+        _, indices = self.order.indices(positions)
+        return self.dataset.segments(indices, positions)
 
     def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
         """Another sample in place of a damaged one; every other position keeps its own."""
@@ -146,6 +160,15 @@ class PackedStream:
             if damages:
                 sample["__damage__"] = damages
             yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+
+    def needs(self, positions: Int64Array) -> Needs:
+        _, rows = self.order.indices(positions)
+        first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
+        documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
+        return self.dataset.segments(documents, np.repeat(positions, last - first))
 
     def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
         """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 BLOCK = 512
-END_PADDING = 10240  # tar pads to records of 20 blocks, so this much zero between members is only a joint
+RECORD = 20 * BLOCK  # tar pads archives to whole records
 MAX_EXTENDED_HEADER = 1 << 20  # bytes of a long name or pax header; real ones are below a kilobyte
 MAX_SAMPLE_BYTES = 2 << 30  # one sample with its headers; lengths are u32 in the sidecar
 MAX_SAMPLE_MEMBERS = 256
@@ -53,6 +53,13 @@ class Damage(NamedTuple):
     end: int
     name: str
     reason: str
+
+    @property
+    def may_be_joint(self) -> bool:
+        """Whether it looks like the end mark of an archive to which another was appended."""
+        return self.reason.endswith("zeros") and (
+            self.end - self.start == 2 * BLOCK or self.end % RECORD == 0
+        )
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -168,8 +175,7 @@ def members(read: Read, size: int) -> Iterator[Member | Damage]:
             resume = _next_nonzero(read, offset, size)
             if resume is None:
                 return
-            if resume - offset > END_PADDING:
-                yield Damage(offset, resume, "", f"{resume - offset} bytes of zeros")
+            yield Damage(offset, resume, "", f"{resume - offset} bytes of zeros")
             offset = resume
             continue
         closed = False

@@ -36,7 +36,7 @@ def verify(dataset: Dataset, decode: bool = True, processes: int | None = None) 
     found = run_jobs(work, range(len(manifest.urls)), "verify", receipts / "receipts", processes)
     assert found is not None, "all parts ran here"
     for shard in range(len(manifest.urls)):
-        marked = receipts / f"{shard:08d}.idx"
+        marked = receipts / f"{shard:08d}.sidecar"
         if marked.exists():
             marked.replace(folder / manifest.sidecar_name(shard))
     new = dataclasses.replace(
@@ -99,7 +99,7 @@ def _check(raw: bytes, size: int, crc: int | None, row: int, decode: bool) -> tu
 
 def _receipt(marked: Path, shard: int, sidecar: Sidecar, bad: list[tuple[str, str]], total: int) -> Receipt:
     data = sidecar.to_bytes()
-    write_atomically(marked / f"{shard:08d}.idx", data)
+    write_atomically(marked / f"{shard:08d}.sidecar", data)
     return {
         "bad": bad,
         "bad_count": sidecar.bad,

@@ -7,17 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.run_folder import write_text
-
-TITLES = {
-    "full": "fine-tuned",
-    "scratch": "from scratch",
-    "linear": "linear probe",
-    "linear_untrained": "linear probe, untrained encoder",
-    "knn": "kNN",
-    "knn_untrained": "kNN, untrained encoder",
-    "knn_raw": "kNN, raw input",
-}
-COLOURS = {"full": "#1f5fbf", "scratch": "#bf4a1f", "linear": "#2b8a3e", "knn": "#7048a8"}
+from pretrain.tracking.finetune_results import METHODS
 
 
 def write_results(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -38,7 +28,7 @@ def table(result: dict[str, Any]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     cells = {(row["method"], row["labels_per_class"]): cell(row) for row in rows}
     head = ["accuracy, %", *(f"{size} labels a class" if size else "all labels" for size in sizes)]
-    body = [[TITLES[m], *(cells.get((m, size), "–") for size in sizes)] for m in methods]
+    body = [[METHODS[m][0], *(cells.get((m, size), "–") for size in sizes)] for m in methods]
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
     lines = [
         line[0].ljust(widths[0])
@@ -62,32 +52,32 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     rows = result["rows"]
     sizes = sorted({row["labels_per_class"] for row in rows})
     for method in dict.fromkeys(row["method"] for row in rows):
         own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["labels_per_class"])
-        base = method.partition("_")[0]
-        style = {"": "-", "untrained": "--", "raw": ":"}[method.partition("_")[2]]
+        name, colour, is_control = METHODS[method]
         axes.errorbar(
             [r["labels_per_class"] for r in own],
             [100 * r["mean"] for r in own],
             yerr=[100 * r["sd"] for r in own],
-            label=TITLES[method],
-            color=COLOURS[base],
-            linestyle=style,
+            label=name,
+            color=colour,
+            linestyle="--" if is_control else "-",
             marker="o",
+            markersize=4,
             capsize=3,
         )
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("labels a class")
-    axes.set_ylabel(f"{result['metric']}, % of {result['test_samples']:,} test samples")
+    axes.set_ylabel(f"{result['metric']}, % ({result['test_samples']:,} test samples)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, format="png", metadata={"Software": None})
     partial.replace(path)

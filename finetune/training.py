@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,8 @@ from pretrain.run import evaluating
 from pretrain.trainer import Trainer
 
 EVALUATION_BATCH = 256
+PROBE_SAMPLES = 4096
+"""Training samples, spread evenly, that a head is fitted to before fine-tuning."""
 MEMORY = 512 * 2**20
 """Bytes of prepared test batches that are kept from one evaluation to the next."""
 
@@ -91,6 +94,8 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
         },
         "",
     )
+    if config.task.head_init == "probe":
+        start_from_probe(task, labelled, engine)
     engine.prepare(task, lambda name, roles: build_optimizer(roles, settings.optimizer_for(name)))
     loader = Loader(
         Stream(labelled.dataset, seed=seed),
@@ -104,6 +109,13 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
     for role in task.roles.values():
         role.train()
     Trainer(settings, task, loader, engine, steps).fit()
+
+
+def start_from_probe(task: Classification, labelled: Labelled, engine: Engine) -> None:
+    """Let the head begin as the linear probe; every rank computes it from the same samples."""
+    chosen = np.linspace(0, len(labelled) - 1, min(PROBE_SAMPLES, len(labelled))).astype(np.int64)
+    samples = TestSet(labelled.select(chosen), task.encoder, rank=0, world_size=1)
+    task.roles["head"].fit(*pooled_features(task, samples.batches(), engine))  # type: ignore[operator]
 
 
 def count_steps(config: Config, samples: int) -> int:

@@ -23,7 +23,7 @@ POOLING_CODE = {
         "text",
         "mean",
     ): "(tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)  # mean over real tokens",
-    ("text", "cls"): "tokens[:, 0]  # the first token",
+    ("text", "first"): "tokens[:, 0]  # the first token",
     ("text", "last"): "tokens[torch.arange(len(tokens)), mask.sum(1) - 1]  # the last real token",
     ("image", "mean"): "tokens.flatten(2).mean(2)  # the mean over places",
 }

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_tools.dataset import Dataset, open_dataset
-from data_tools.loader import evaluation_batches
 from torch import Tensor
 
+from data_tools.dataset import Dataset, open_dataset
 from data_tools.errors import UserError
+from data_tools.loader import evaluation_batches
 from pretrain.config import ProbeConfig
 from pretrain.encoders.base import field
 from pretrain.objectives.base import Batch, Encoded
@@ -105,29 +105,35 @@ def unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=1)
 
 
-def linear_accuracy(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    decay: float = 1e-3,
-    steps: int = 100,
-) -> float:
-    """Accuracy of multinomial logistic regression (L-BFGS, L2) on standardised features. Deterministic."""
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    train, test = (train - mean) / std, (test - mean) / std
+def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
+    """Accuracy of multinomial logistic regression on standardised features. Deterministic."""
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    weight = torch.zeros(classes, train.shape[1], requires_grad=True)
+    weight, bias = fit_linear(train, train_labels, classes)
+    return ((test @ weight.T + bias).argmax(1) == test_labels).float().mean().item()
+
+
+def fit_linear(
+    features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3, steps: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression (L-BFGS, L2) on standardised features.
+
+    Returns:
+        Weight (classes, D) and bias (classes,) for the features as they are.
+    """
+    mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
+    standard = (features - mean) / std
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(train @ weight.T + bias, train_labels)
+        loss = torch.nn.functional.cross_entropy(standard @ weight.T + bias, labels)
         loss = loss + decay * weight.pow(2).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return ((test @ weight.T + bias).argmax(1) == test_labels).float().mean().item()
+    raw = weight.detach() / std
+    return raw, bias.detach() - raw @ mean

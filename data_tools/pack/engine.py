@@ -148,7 +148,7 @@ def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> R
         extensions.update(receipt["extensions"])
         for temporary, samples, size, checksum in receipt["shards"]:
             name = f"{len(shards):06d}.tar"
-            for suffix in ("", ".idx"):
+            for suffix in ("", ".sidecar"):
                 if (
                     work / (temporary + suffix)
                 ).exists():  # else a run that was stopped here moved it already

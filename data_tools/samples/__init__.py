@@ -2,7 +2,7 @@
 
 digits        12,000 MNIST training images (png) with labels (cls)
 digits_test    2,000 MNIST test images with labels
-sotu          paragraphs of State of the Union addresses (txt) with year, president and party (json)
+sotu          paragraphs of State of the Union addresses (txt) with year, president, party (json); a tokenizer
 speech        spoken English and French words (flac, 8 kHz) with word and language (json)
 """
 
@@ -26,8 +26,9 @@ def sample_folder(name: str) -> Path:
     if name not in NAMES:
         raise UserError(f"sample:{name}: no such sample; there are {', '.join('sample:' + n for n in NAMES)}")
     packed = sorted((_ROOT / name).glob("*.tar.gz"))
+    tokenizer = _ROOT / name / "tokenizer"
     digest = hashlib.blake2b(digest_size=8)
-    for path in packed:
+    for path in [*packed, *sorted(tokenizer.glob("*"))]:
         digest.update(path.read_bytes())
 
     def build(folder: Path) -> None:
@@ -35,6 +36,8 @@ def sample_folder(name: str) -> Path:
             with gzip.open(path) as source, (folder / path.name.removesuffix(".gz")).open("wb") as target:
                 shutil.copyfileobj(source, target)
         shutil.copy(_ROOT / name / "LICENCE.txt", folder)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, folder / "tokenizer")
         index_shards(sorted(folder.glob("*.tar")), folder, with_crc=True)
 
     return build_once(cache_folder() / "samples" / f"{name}-{digest.hexdigest()}", build)

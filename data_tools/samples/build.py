@@ -17,10 +17,12 @@ from PIL import Image
 from data_tools.errors import UserError, run_cli
 from data_tools.pack.idx import read_idx
 from data_tools.shard_writer import ShardWriter
+from data_tools.tokenizer import save_tokenizer, train_tokenizer
 
 _TARGET = Path(__file__).parent
 PARAGRAPH_CHARACTERS = 700
 FIRST_YEAR = 1900  # keeps the folder under 8 MB
+VOCABULARY = 4096  # of the tokenizer beside the paragraphs: small, as the demo's encoders are
 _VARIANT = re.compile(
     r"^(h-|mon-|day-|ascii)"
 )  # inflected prompts of the speech folders: ordinals, months, codes
@@ -119,7 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{shared}: has no mnist/ folder; give the shared data folder")
     write_sample("digits", digits(shared, "train", 12_000), _MNIST)
     write_sample("digits_test", digits(shared, "t10k", 2_000), _MNIST)
-    write_sample("sotu", sotu(shared), _SOTU, shards=2)
+    paragraphs_of_sotu = list(sotu(shared))
+    write_sample("sotu", paragraphs_of_sotu, _SOTU, shards=2)
+    texts = (members["txt"].decode() for _, members in paragraphs_of_sotu)
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), _TARGET / "sotu" / "tokenizer", length=512)
     write_sample("speech", speech(shared), _SPEECH)
     return 0
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.probes import fit_linear
 
 if TYPE_CHECKING:
     from finetune.labels import Labelled
@@ -26,8 +28,9 @@ class ClassificationConfig:
     label_smoothing: float = 0.0
     head_norm: bool = False
     """Normalise the pooled vector (LayerNorm) before the linear head, as MAE's fine-tuning does after mean pooling."""
-    head_init: Literal["zero", "normal"] = "zero"
-    """`normal`: N(0, .02²)."""
+    head_init: Literal["zero", "normal", "probe"] = "zero"
+    """`normal`: N(0, .02²); `probe`: the linear probe's solution on the training samples, so that few steps are not
+    spent on finding it and do not distort the encoder meanwhile (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
 
 
 class Classification(Objective):
@@ -71,10 +74,17 @@ class Head(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6) if config.head_norm else nn.Identity()
         self.linear = nn.Linear(dim, classes)
         nn.init.zeros_(self.linear.bias)
-        if config.head_init == "zero":
-            nn.init.zeros_(self.linear.weight)
-        else:
+        if config.head_init == "normal":
             nn.init.normal_(self.linear.weight, std=0.02)
+        else:
+            nn.init.zeros_(self.linear.weight)
+
+    @torch.no_grad()
+    def fit(self, pooled: Tensor, labels: Tensor) -> None:
+        """Become the linear probe on pooled features (N, D) with the class numbers `labels` (N,)."""
+        weight, bias = fit_linear(self.norm(pooled), labels, self.linear.out_features)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.linear(self.norm(pooled))

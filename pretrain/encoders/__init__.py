@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pretrain.encoders.base import Encoder
+from pretrain.encoders.bert import BertEncoder
+from pretrain.encoders.gpt2 import GPT2Encoder
+from pretrain.encoders.llama import LlamaEncoder
+from pretrain.encoders.modernbert import ModernBertEncoder
 from pretrain.encoders.vit import ViTEncoder
 from pretrain.registry import find_class
 
-ENCODERS: dict[str, type[Encoder]] = {"vit": ViTEncoder}
+ENCODERS: dict[str, type[Encoder]] = {
+    "vit": ViTEncoder,
+    "bert": BertEncoder,
+    "modernbert": ModernBertEncoder,
+    "gpt2": GPT2Encoder,
+    "llama": LlamaEncoder,
+}
 
 
 def encoder_class(name: str) -> type[Encoder]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pretrain.objectives.base import Objective
+from pretrain.objectives.clm import CLM
 from pretrain.objectives.mae import MAE
+from pretrain.objectives.mlm import MLM
 from pretrain.registry import find_class
 
-OBJECTIVES: dict[str, type[Objective]] = {"mae": MAE}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "mae": MAE,
+    "mlm": MLM,
+    "clm": CLM,
+}
 
 
 def objective_class(name: str) -> type[Objective]:

@@ -63,7 +63,7 @@ def test_pack_labelled_images(tmp_path, capsys):
     assert len(samples) == 12
     assert samples["dog/3_v1"]["label"] == 1
     assert np.array_equal(samples["dog/3_v1"]["image"][:, :, 0], np.asarray(Image.open(io.BytesIO(png(103)))))
-    assert sorted(p.name for p in out.iterdir()) == ["000000.tar", "000000.tar.idx", "manifest.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["000000.tar", "000000.tar.sidecar", "manifest.json"]
     assert "12 samples in 1 shards" in capsys.readouterr().out
 
 
@@ -176,7 +176,7 @@ def test_text_that_is_not_utf8_says_what_to_do_and_leaves_nothing(tmp_path, fail
         (["pack", "jsonl", "torn.jsonl.gz", "out"], "damaged gzip"),
         (["pack", "jsonl", "empty.jsonl", "out"], "empty"),
         (["pack", "idx", "file", "out"], "not a readable IDX file"),
-        (["pack", "idx", "short.idx", "out"], "do not fit the shape"),
+        (["pack", "idx", "short.sidecar", "out"], "do not fit the shape"),
         (["index", "nowhere"], "no such folder"),
         (["index", "empty"], "no .tar files"),
         (["index", "html"], "not a usable tar"),
@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_and_nothing_is_half_written(tmp_path, monkeypatch
     Path("latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
     Path("torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-12])
     Path("empty.jsonl").touch()
-    Path("short.idx").write_bytes(idx_bytes(np.zeros((3, 4, 4), np.uint8))[:-5])
+    Path("short.sidecar").write_bytes(idx_bytes(np.zeros((3, 4, 4), np.uint8))[:-5])
     image_folder(Path("images"))
     write_images(Path("packed"), 4)
     assert message in fails(*words)
@@ -247,7 +247,12 @@ def test_parts_on_several_machines_give_the_manifest_of_one(tmp_path, capsys):
         Image.fromarray(noise.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
     for part in ("2/3", "0/3", "1/3"):
         assert not (tmp_path / "out" / "manifest.json").exists()
-        assert command("pack", "images", folder, tmp_path / "out", "--shard-mb", 1, "--shard", part) == 0
+        assert (
+            command(
+                "pack", "images", folder, tmp_path / "out", "--shard-mb", 1, "--processes", 1, "--shard", part
+            )
+            == 0
+        )
     assert command("pack", "images", folder, tmp_path / "one", "--shard-mb", 1) == 0
     assert open_dataset(tmp_path / "out").fingerprint == open_dataset(tmp_path / "one").fingerprint
 

@@ -163,7 +163,7 @@ def test_damaged_manifest_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b"x" + b[1:], lambda b: b"", lambda b: None])
 def test_damaged_or_missing_sidecar_is_refused(tmp_path, damage):
-    path = write_images(tmp_path, 3) / "000000.tar.idx"
+    path = write_images(tmp_path, 3) / "000000.tar.sidecar"
     damaged = damage(path.read_bytes())
     path.unlink()
     if damaged is not None:

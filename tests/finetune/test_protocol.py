@@ -12,8 +12,8 @@ from processes import run
 from data_tools.dataset import open_dataset
 from finetune.__main__ import main
 from finetune.config import LabelledDataConfig, load_config
-from finetune.labels import read_labelled
-from finetune.protocol import fine_tune, open_bench
+from finetune.labels import draw, read_labelled
+from finetune.protocol import Drawing, fine_tune, open_bench
 from finetune.training import TestSet, open_pretrained
 from pretrain.config import TrainConfig
 from pretrain.engine.base import World
@@ -103,8 +103,6 @@ def test_probes_leave_the_encoder_as_it_was(job):
     config, _ = load_config("digits", [*job, "protocol.methods=[linear, knn]"])
     bench = open_bench(config)
     before = {name: value.clone() for name, value in bench.pretrained.encoder.state_dict().items()}
-    from finetune.protocol import Drawing
-
     measured = Drawing(bench, DDPEngine(TrainConfig(), World())).measure(2, 0)
     assert set(measured) == set(COLUMNS[2:])
     for name, value in bench.pretrained.encoder.state_dict().items():
@@ -129,3 +127,13 @@ def test_mistakes_are_one_line(job, tmp_path, capfd, override, message):
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "finetune.json").exists()
+
+
+def test_head_that_starts_as_the_probe_predicts_what_the_probe_predicts(job):
+    config, _ = load_config("digits", [*job, "task.head_init=probe", "optimizer.lr=1e-9", "train.steps=1"])
+    bench, engine = open_bench(config), DDPEngine("fp32", World())
+    drawing = Drawing(bench, engine)
+    chosen = draw(bench.train.numbers, 4, 0, 0)
+    task = fine_tune(config, "full", bench, bench.train.select(chosen), engine, seed=1)
+    assert accuracy(task, drawing.test, engine) == pytest.approx(drawing.probed("linear", chosen), abs=0.011)
+    assert drawing.probed("linear", chosen) > 0.2

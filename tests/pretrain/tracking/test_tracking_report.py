@@ -16,7 +16,8 @@ from pretrain.tracking.report import write_report
 def full(tmp_path_factory):
     """The text of a full run's report."""
     run = write_run(tmp_path_factory.mktemp("runs") / "mae_digits")
-    (run / "finetune.json").write_text(json.dumps(finetune_results()))
+    (run / "finetune").mkdir()
+    (run / "finetune" / "finetune.json").write_text(json.dumps(finetune_results()))
     (run / "release").mkdir()
     (run / "release" / "README.md").write_text("---\nlicense: mit\n---\n# Digits\n\nAn encoder of digits.\n")
     return write_report(run).read_text()
@@ -126,11 +127,12 @@ def test_every_phase_has_its_curve(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["config.yaml", "environment.json", "metrics.jsonl", "pictures/step_00000200.png", "finetune.json"],
+    ["config.yaml", "environment.json", "metrics.jsonl", "pictures/step_00000200.png", "finetune/finetune.json"],
 )
 def test_missing_and_damaged_parts_are_left_out(tmp_path, damage):
     run = write_run(tmp_path / "run", steps=200, picture=None)
     path = run / damage
+    path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     assert "</html>" in write_report(run).read_text()
     if not damage.endswith(".png"):

@@ -1,0 +1,179 @@
+"""Several streams as one: in every window of positions each source has its share, in a keyed order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.cache import Recent
+from data_tools.decode import Sample
+from data_tools.errors import UserError
+from data_tools.fetch import Needs, ReadAhead
+from data_tools.order import derive_key, permute
+from data_tools.stream import AHEAD, PackedStream, Stream
+
+Int64Array = NDArray[np.int64]
+WINDOW = 1000  # weights are kept to one in a thousand, exactly, in every window
+_MIXING = 5  # what a derived key is for; 1-4 are in order.py and stream.py
+
+History = list[tuple[int, dict[str, float]]]  # (from this position on, weights)
+
+
+def largest_remainder(weights: NDArray[np.float64], total: int) -> Int64Array:
+    """Whole numbers that sum to ``total``, as near to proportional as whole numbers can be (Hamilton's method)."""
+    exact = weights / weights.sum() * total
+    counts = np.floor(exact).astype(np.int64)
+    missing = total - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return counts
+
+
+class MixingOrder:
+    """Position → (source, position in the source): a pure function of the history of weights and the seed."""
+
+    def __init__(
+        self, history: list[tuple[int, NDArray[np.float64]]], seed: int, window: int = WINDOW
+    ) -> None:
+        self._seed, self._window = seed, window
+        self._starts = np.array([start for start, _ in history], dtype=np.int64)
+        self._counts = [largest_remainder(weights, window) for _, weights in history]
+        self._windows = Recent(self._arrange, 64)
+        self._before = [np.zeros_like(self._counts[0])]  # samples of each source before each change
+        for number in range(len(history) - 1):
+            windows, rest = divmod(int(self._starts[number + 1] - self._starts[number]), window)
+            source, _ = self._windows((number, windows))
+            partial = np.bincount(source[:rest], minlength=len(self._counts[0]))
+            self._before.append(self._before[-1] + windows * self._counts[number] + partial)
+
+    def _arrange(self, which: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
+        """(source, how many of that source come before it in the window) of each slot of a window."""
+        number, window = which
+        slot = permute(np.arange(self._window), self._window, derive_key(self._seed, number, window, _MIXING))
+        counts = self._counts[number]
+        source = np.searchsorted(np.cumsum(counts), slot, side="right")
+        rank = np.empty_like(source)
+        for s in range(len(counts)):
+            here = source == s
+            rank[here] = np.arange(int(here.sum()))
+        return source, rank
+
+    def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(source, position in the source), shapes (n,)."""
+        part = np.searchsorted(self._starts, positions, side="right") - 1
+        window, offset = np.divmod(positions - self._starts[part], self._window)
+        sources, inner = np.empty_like(positions), np.empty_like(positions)
+        for number, which in np.unique(np.stack([part, window], 1), axis=0).tolist():
+            here = (part == number) & (window == which)
+            source, rank = self._windows((number, which))
+            chosen = source[offset[here]]
+            sources[here] = chosen
+            inner[here] = (
+                self._before[number][chosen] + which * self._counts[number][chosen] + rank[offset[here]]
+            )
+        return sources, inner
+
+
+class Mixture:
+    """Streams mixed by weight; a sample says where it is from in ``__source__`` and in its key.
+
+    ``by``: "sample", or "token" to make the weights shares of tokens (needs lengths, or packed rows).
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream | PackedStream],
+        weights: Mapping[str, float],
+        seed: int = 0,
+        by: str = "sample",
+    ) -> None:
+        if not streams:
+            raise UserError("a mixture needs at least one stream")
+        if by not in ("sample", "token"):
+            raise UserError(f"by={by!r}: must be 'sample' or 'token'")
+        self.streams, self.seed, self.by = dict(streams), seed, by
+        self._tokens = np.array(
+            [_mean_tokens(name, s) if by == "token" else 1.0 for name, s in streams.items()]
+        )
+        self.samples_per_epoch = sum(stream.samples_per_epoch for stream in streams.values())
+        self.history: History = []
+        self.set_weights(weights, 0)
+
+    def set_weights(self, weights: Mapping[str, float], position: int) -> None:
+        """Mix by ``weights`` from ``position`` on; what was before stays as it was."""
+        if (
+            set(weights) != set(self.streams)
+            or not all(w >= 0 for w in weights.values())
+            or not sum(weights.values())
+        ):
+            raise UserError(f"weights {dict(weights)}: must be ≥ 0, not all 0, for {', '.join(self.streams)}")
+        if self.history and position < self.history[-1][0]:
+            raise UserError(
+                f"weights were set at position {self.history[-1][0]} already; {position} is before that"
+            )
+        kept = [entry for entry in self.history if entry[0] < position]
+        self._use_history([*kept, (position, {name: float(weights[name]) for name in self.streams})])
+
+    def _use_history(self, history: History) -> None:
+        self.history = history
+        shares = [(start, np.array(list(weights.values())) / self._tokens) for start, weights in history]
+        self.order = MixingOrder(shares, self.seed)
+
+    def sample(self, position: int) -> Sample:
+        return next(self.samples(np.array([position], dtype=np.int64)))
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        sources, inner = self.order.locate(positions)
+        names = list(self.streams)
+        readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
+        for position, source in zip(positions.tolist(), sources.tolist(), strict=True):
+            sample = next(readers[source])
+            sample["__source__"] = names[source]
+            sample["__key__"] = f"{names[source]}/{sample['__key__']}"
+            if "__damage__" in sample:
+                sample["__damage__"] = [
+                    dataclasses.replace(d, position=position) for d in sample["__damage__"]
+                ]
+            yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        remote = any(stream.dataset.remote for stream in self.streams.values())
+        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if remote else None
+
+    def needs(self, positions: Int64Array) -> Needs:
+        sources, inner = self.order.locate(positions)
+        found = []
+        for s, stream in enumerate(self.streams.values()):
+            if stream.dataset.remote:
+                outer = dict(zip(inner[sources == s].tolist(), positions[sources == s].tolist(), strict=True))
+                found += [
+                    (cache, segment, outer[at]) for cache, segment, at in stream.needs(inner[sources == s])
+                ]
+        yield from sorted(found, key=lambda need: need[2])
+
+    def state(self) -> dict[str, Any]:
+        history = [[start, weights] for start, weights in self.history]
+        return {
+            "mixing": {"by": self.by, "seed": self.seed, "window": WINDOW, "history": history},
+            "sources": {name: stream.state() for name, stream in self.streams.items()},
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Take over the history of weights of a saved state, if it is one of these sources."""
+        history = state.get("mixing", {}).get("history", [])
+        if history and all(set(weights) == set(self.streams) for _, weights in history):
+            self._use_history(
+                [(int(start), {name: weights[name] for name in self.streams}) for start, weights in history]
+            )
+
+
+def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:
+    if isinstance(stream, PackedStream):
+        return stream.length * stream.efficiency
+    lengths = stream.dataset.lengths
+    if lengths is None:
+        raise UserError(f"{name}: mixing by token needs lengths; tokenize the data, or mix by sample")
+    return float(lengths.mean())

@@ -1,0 +1,57 @@
+"""The tokenizer that lies beside a data set or a model, opened as `transformers` opens it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UserError
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+"""What a tokenizer's folder may hold, by the names that `transformers` gives its files."""
+
+
+def find_tokenizer(dataset: Any) -> Path | None:
+    """The folder with the tokenizer of a data set (where its manifest says) or of a model (beside the weights)."""
+    folder = getattr(dataset, "folder", None)
+    if folder is None:
+        return None
+    manifest = getattr(dataset, "manifest", None)
+    named = manifest.about.get("tokenizer") if manifest is not None else None
+    candidates = [folder / named] if named else [folder, folder / "tokenizer"]
+    return next((c for c in candidates if any((c / name).is_file() for name in FILES)), None)
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """`AutoTokenizer` of a local folder; never code from it, never the network.
+
+    Raises:
+        UserError: there is no tokenizer that can be opened.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(
+            f"{folder}: no tokenizer that transformers opens ({' '.join(str(error).split())[:200]}); "
+            "make one with `python -m data_tools tokenizer`"
+        ) from None
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files as they are, so that every version of `transformers` that read them still does."""
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
