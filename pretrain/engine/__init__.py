@@ -13,7 +13,7 @@ def start_engine(config: Config) -> Engine:
     """The engine that the configuration names, with its process group started.
 
     Raises:
-        UserError: this machine, or the number of ranks, cannot do what is asked; no process group has been started then.
+        UserError: this machine or this number of ranks cannot do what is asked.
     """
     if config.engine == "fsdp":
         from pretrain.engine.fsdp import FSDPEngine

@@ -119,7 +119,7 @@ class Engine(ABC):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within it, roles can be called outside `backward` and their parameters read. Entered on all ranks together."""
+        """Within it, roles can be called outside `backward`. Entered on all ranks together."""
         yield
 
     def after_step(self, phase: Phase, step: int) -> None:

@@ -37,9 +37,9 @@ def find_blocks(role: nn.Module) -> list[nn.Module]:
 
     An item counts when it is made of other modules and has parameters; a lone linear layer is no block.
     """
-    own: Callable[[], list[nn.Module]] | None = getattr(role, "blocks", None)  # type: ignore[assignment]
+    own: Any = getattr(role, "blocks", None)
     if callable(own) and (blocks := own()):
-        return blocks
+        return list(blocks)
     found: list[nn.Module] = []
     for child in role.children():
         if isinstance(child, nn.ModuleList):

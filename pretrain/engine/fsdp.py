@@ -1,4 +1,4 @@
-"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer states live in shards, gathered block by block.
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer states in shards, gathered block by block.
 
 Each optimizer's `Trainee` is a root; its blocks are sharded one by one, and all that is left belongs to the root: so a
 parameter that two of its roles share stays one parameter. Roles are also called where their root is not: the
@@ -102,7 +102,7 @@ class FSDPEngine(TorchEngine):
         if not phase.fp32:
             yield
             return
-        sharded = [m for root in self.roots.values() for m in root.modules() if isinstance(m, FSDPModule)]
+        sharded = [module for root in self.roots.values() for module in sharded_modules(root)]
         for module in sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.set_reshard_after_backward(False, recurse=False)
@@ -119,14 +119,23 @@ class FSDPEngine(TorchEngine):
 
     @contextmanager
     def gathered(self, roots: list[Any]) -> Iterator[None]:
-        """Within it, the roots' own parameters are whole; their blocks gather themselves when called."""
+        """Within it, the roots' own parameters are whole; their blocks gather themselves when called.
+
+        Nothing stays gathered afterwards: no backward pass would free it before the next update makes it stale.
+        """
         with ExitStack() as stack:
             for root in roots:
                 root.unshard()
-                stack.callback(root.reshard)
+                for module in sharded_modules(root):
+                    stack.callback(module.reshard)
             yield
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         with self.gathered(list(self.roots.values())):
             yield
+
+
+def sharded_modules(root: nn.Module) -> list[FSDPModule]:
+    """The root and its blocks."""
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]

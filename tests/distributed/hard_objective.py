@@ -113,5 +113,7 @@ class Hard(Objective):
     def after_step(self, phase: Phase, step: int) -> None:
         if phase.name == "words":
             with torch.no_grad():
-                for mean, value in zip(self.roles["average"].parameters(), self.roles["words"].parameters(), strict=True):
+                for mean, value in zip(
+                    self.roles["average"].parameters(), self.roles["words"].parameters(), strict=True
+                ):
                     mean.lerp_(value, 0.05)

@@ -131,7 +131,7 @@ def test_mistakes_are_one_line(job, tmp_path, capfd, override, message):
 
 def test_head_that_starts_as_the_probe_predicts_what_the_probe_predicts(job):
     config, _ = load_config("digits", [*job, "task.head_init=probe", "optimizer.lr=1e-9", "train.steps=1"])
-    bench, engine = open_bench(config), DDPEngine("fp32", World())
+    bench, engine = open_bench(config), DDPEngine(TrainConfig(), World())
     drawing = Drawing(bench, engine)
     chosen = draw(bench.train.numbers, 4, 0, 0)
     task = fine_tune(config, "full", bench, bench.train.select(chosen), engine, seed=1)
