@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune.tasks.classification import Classification
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.pretrained import load_encoder
+from pretrain.encoders.pretrained import load_encoder, no_progress_bars
 from pretrain.objectives.base import Batch, stack
 from pretrain.release import record_settings, valid_tokens, write_whole
 
@@ -27,6 +27,7 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
     `transformers` fixes the pooling of each of its classifiers (a ViT's reads the class token). Where that is not how
     this one was trained, the folder holds the encoder and the head apart, and its card says how to join them.
     """
+    no_progress_bars()
     encoder = task.encoder.cpu().eval()
     for role in task.roles.values():
         role.cpu().eval()
@@ -160,8 +161,8 @@ def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: 
             "the head lies in a file of its own:",
             "",
             "```python",
-            loading_code(encoder)
-            + "from safetensors.torch import load_file\n\n"
+            "from safetensors.torch import load_file\n"
+            + loading_code(encoder)
             + 'head = load_file(folder + "/head.safetensors")\n'
             + norm
             + 'logits = torch.nn.functional.linear(features, head["linear.weight"], head["linear.bias"])',

@@ -21,7 +21,7 @@ from data_tools.errors import UserError
 from pretrain.checkpoint import newest_valid
 from pretrain.config import Config, build_config, plain
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.pretrained import SETTINGS_KEY, refuse_gaps, without_pooler
+from pretrain.encoders.pretrained import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
 from pretrain.model_card import write_model_card
 from pretrain.objectives.base import Batch, stack
 from pretrain.run_folder import load_run_config
@@ -81,9 +81,7 @@ def release_run(run: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: nothing to release, or the release does not give the trained encoder's outputs.
     """
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
+    no_progress_bars()
     out = out or run / "release"
     refuse_foreign(out)
     trained = load_run_encoder(run)

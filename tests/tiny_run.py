@@ -1,4 +1,4 @@
-"""A run folder with one checkpoint of a tiny encoder on the embedded digits, made in a second without training."""
+"""Run folders with one checkpoint of a tiny encoder, made in a second without training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,24 @@ SMALL = (
 )
 
 
+def make_text_run(folder: Path, family: str, objective: str) -> tuple[Config, Objective]:
+    """A text encoder on the embedded addresses."""
+    names = ("n_embd", "n_layer", "n_head") if family == "gpt2" else (
+        "hidden_size", "num_hidden_layers", "num_attention_heads")  # fmt: skip
+    sizes = ", ".join(f"{name}: {value}" for name, value in zip(names, (16, 2, 2), strict=True))
+    encoder = f"encoder={{name: {family}, max_length: 64, {sizes}}}"
+    config, _ = load_config("mlm_sotu", [f"objective={{name: {objective}}}", encoder])
+    return write_run(folder, config)
+
+
 def make_run(folder: Path, *overrides: str) -> tuple[Config, Objective]:
-    """Write `folder` as the trainer would after 5 steps; every weight is moved away from its initial value."""
+    """A masked autoencoder on the embedded digits."""
     config, _ = load_config("mae_digits", [*SMALL, f"run_dir={folder}", *overrides])
+    return write_run(folder, config)
+
+
+def write_run(folder: Path, config: Config) -> tuple[Config, Objective]:
+    """Write `folder` as the trainer would after 5 steps; every weight is moved away from its initial value."""
     objective = build_objective(config, open_dataset(config.data.path))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

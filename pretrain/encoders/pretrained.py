@@ -103,6 +103,7 @@ def load_weights(encoder: Encoder, folder: Path) -> None:
 
     The folder's `config.json` decides about everything that is not a setting of ours (norm epsilon, activation).
     """
+    no_progress_bars()
     own = encoder.model
     try:
         loaded, report = type(own).from_pretrained(  # type: ignore[attr-defined]
@@ -143,6 +144,13 @@ def refuse_gaps(report: dict[str, Any], folder: Path) -> None:
         raise UserError(
             f"{folder}: model.safetensors does not fit config.json: {'; '.join(faults[:8])}{more}; release it again"
         )
+
+
+def no_progress_bars() -> None:
+    """Opening and writing a few tensors needs no progress bar between our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def without_pooler(model_class: type[nn.Module]) -> dict[str, bool]:

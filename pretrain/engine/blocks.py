@@ -43,7 +43,7 @@ def find_blocks(role: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in role.children():
         if isinstance(child, nn.ModuleList):
-            found += [m for m in child if list(m.children()) and list(m.parameters())]
+            found += [m for m in child.children() if list(m.children()) and list(m.parameters())]
         else:
             found += find_blocks(child)
     return found

@@ -61,5 +61,5 @@ def job(few_digits, run_folder):
     train, test = few_digits
     return [
         f"encoder={run_folder}", f"data.train={train}", f"data.test={test}", "train.steps=3",
-        "train.global_batch_size=8", "protocol.labels_per_class=[2, 4]", "protocol.draws=4", "by_labels=null",
+        "train.global_batch_size=8", "protocol.labels_per_class=[2, 4]", "protocol.draws=4",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from finetune.__main__ import main
 from finetune.config import LabelledDataConfig, load_config
 from finetune.labels import draw, read_labelled
 from finetune.protocol import Drawing, fine_tune, open_bench
-from finetune.training import TestSet, open_pretrained
+from finetune.training import TestSet, accuracy, open_pretrained
 from pretrain.config import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine

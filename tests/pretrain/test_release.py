@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_run import make_run
+from tiny_run import make_run, make_text_run
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 from data_tools.dataset import open_dataset
@@ -22,6 +22,7 @@ from pretrain.encoders.pretrained import load_encoder
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.objectives.base import stack
 from pretrain.release import check_release, load_run_encoder, release_run
+from pretrain.run_folder import load_run_config
 
 # A stranger's interpreter: no environment, another folder, and our packages cannot be imported at all.
 STRANGER = """
@@ -92,11 +93,30 @@ def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path)
         torch.testing.assert_close(theirs, encoder.pool(encoder(batch), batch)[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "objective"), [("bert", "mlm"), ("modernbert", "mlm"), ("gpt2", "clm"), ("llama", "clm")]
+)
+def test_text_release_opens_with_its_tokenizer_and_gives_the_pooled_features(tmp_path, family, objective):
+    _, made = make_text_run(tmp_path / "run", family, objective)
+    encoder = made.encoder.eval()
+    folder = release_run(tmp_path / "run")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = code.replace('folder = "."', "folder = sys.argv[1]") + "\nprint(*features[0].tolist())"
+    theirs = torch.tensor([float(x) for x in run_as_stranger(code, tmp_path, folder).split()])
+    batch = stack([encoder.view({"__key__": "0", "text": "Fellow citizens"})])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs, encoder.pool(encoder(batch), batch)[0], atol=1e-5, rtol=1e-4)
+    loaded = load_encoder(folder)
+    assert loaded.config == encoder.config
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), encoder.parameters(), strict=True))
+
+
 def test_model_card_tells_data_licence_and_recipe(run):
     card = (run[0] / "release" / "README.md").read_text()
     assert "12,000 samples" in card
     assert "CC BY-SA 3.0" in card
-    assert "mask_ratio: 0.75" in card
+    assert f"mask_ratio: {load_run_config(run[0])['objective']['mask_ratio']}" in card
     assert str(run[0]) not in card
 
 
