@@ -43,7 +43,11 @@ def find_blocks(role: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in role.children():
         if isinstance(child, nn.ModuleList):
-            found += [m for m in child.children() if list(m.children()) and list(m.parameters())]
+            found += [
+                m
+                for m in child.children()
+                if len(list(m.modules())) > 1 and next(m.parameters(), None) is not None
+            ]
         else:
             found += find_blocks(child)
     return found

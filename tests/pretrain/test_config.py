@@ -54,7 +54,7 @@ def test_every_recipe_is_valid(recipe):
         ("train.steps=0", "train.steps=0: must be greater than 0"),
         ("train.epochs=1", "give exactly one"),
         ("train=5", "train=5: is a section"),
-        ("train.precision=fp8", "train.precision='fp8': input should be"),
+        ("train.precision=fp7", "train.precision='fp7': input should be"),
         ("encoder.name=vitt", "encoder.name='vitt': unknown; did you mean 'vit'"),
         ("encoder.name=no_such_module:X", "cannot be imported"),
         ("schedule={warmup_ratio: null, warmup_steps: 100000}", "longer than the run"),
@@ -93,6 +93,6 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_one_that_they_can():
     check_world_size(config, 4)
     with pytest.raises(UserError, match="3 ranks cannot share it equally; 255 would do"):
         check_world_size(config, 3)
-    config, _ = load_config("mae_digits", ["train.micro_batch_size=48"])
+    config, _ = load_config("mae_digits", ["train.global_batch_size=256", "train.micro_batch_size=48"])
     with pytest.raises(UserError, match=r"does not divide a rank's share of 128 samples.*32 would do"):
         check_world_size(config, 2)
