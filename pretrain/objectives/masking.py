@@ -46,8 +46,11 @@ def continues_word(pieces: list[str]) -> BoolArray:
     """Whether each piece goes on with a word, by the marks of WordPiece `##`, byte-level BPE `Ġ`, SentencePiece `▁`."""
     if any(piece.startswith("##") for piece in pieces):
         return np.array([piece.startswith("##") for piece in pieces])
-    # The other two mark where a word begins; what has no mark and begins like a word goes on with one.
-    return np.array([piece[:1].isalnum() for piece in pieces])
+    # The other two mark where a word begins (byte-level BPE writes white space as U+0100 to U+0120).
+    byte_level = any(piece.startswith("Ġ") for piece in pieces)
+    starts = {chr(code) for code in range(0x100, 0x121)} if byte_level else {"▁"}
+    first = [piece[:1] for piece in pieces]
+    return np.array([c not in starts and (c.isalnum() or not c.isascii()) for c in first])
 
 
 def choose_masked(
