@@ -81,7 +81,7 @@ class TorchEngine(Engine):
             # The wrappers average over ranks, and the scale is for the sum.
             factor = self.scalers[phase.optimizer].scale * (scale * self.world.size)
             (loss * factor).backward()
-        return Loss(loss.detach(), {name: value.detach() for name, value in metrics.items()})
+        return Loss(loss.detach(), metrics)
 
     def in_precision(self, phase: Phase) -> AbstractContextManager[Any]:
         enabled = self.autocast is not None and not phase.fp32

@@ -1,0 +1,242 @@
+"""DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): one DeepSpeed engine for each optimizer's `Trainee`.
+
+Checkpoints are DeepSpeed's own, with the roles beside them as DCP, which is what a release reads. DeepSpeed loads its
+format on the same number of ranks only; for another, convert it first (docs of `load`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from data_tools.errors import UserError
+from pretrain.config import TrainConfig
+from pretrain.engine.base import BuildOptimizer, Engine, trainees
+from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
+from pretrain.engine.config import DeepSpeedConfig
+from pretrain.engine.ds_config import build_ds_config
+from pretrain.engine.precision import AUTOCAST, check_precision, set_matmul_precision
+from pretrain.objectives.base import Batch, Loss, Objective, Phase
+
+FOLDER = "deepspeed"
+"""Where in a checkpoint DeepSpeed's own files are, one folder an optimizer."""
+TAG = "state"
+READING = -1
+"""Stands for us among the modules that are using a ZeRO-3 parameter, whose ids are not negative."""
+
+
+class DeepSpeedEngine(Engine):
+    """ZeRO 0–3 on `deepspeed.initialize`."""
+
+    needs_group = True
+
+    def __init__(self, train: TrainConfig, settings: DeepSpeedConfig | None = None) -> None:
+        self.deepspeed = import_deepspeed()
+        check_precision(train.precision)
+        check_attention(train.attention, train.precision)
+        super().__init__()
+        self.train = train
+        self.ds_config = build_ds_config(train, settings or DeepSpeedConfig(), self.world.size)
+        self.stage = self.ds_config["zero_optimization"]["stage"]
+        self.autocast = AUTOCAST.get(train.precision)
+        set_matmul_precision(train.precision)
+
+    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
+        self.objective = objective
+        self.refuse_fp32_phases()
+        for role in objective.roles.values():
+            role.to(self.device)
+            if self.train.attention:
+                set_attention(role, self.train.attention)
+        self.trainable = {
+            name: [p for p in m.parameters() if p.requires_grad] for name, m in objective.roles.items()
+        }
+        self.trainees = trainees(objective)
+        self.engines: dict[str, Any] = {}
+        for name, trainee in self.trainees.items():
+            for role in trainee.roles.values():
+                recompute_activations(role, self.train.activation_checkpointing)
+                compile_role(role, self.train.compile)
+            optimizer = build_optimizer(name, dict(trainee.roles.items()))
+            refuse_other_than_adam(optimizer)
+            self.engines[name], *_ = self.deepspeed.initialize(
+                model=trainee, optimizer=optimizer, config=self.ds_config, dist_init_required=False
+            )
+
+    def refuse_fp32_phases(self) -> None:
+        phases = [phase.name for phase in self.objective.phases() if phase.fp32]
+        if phases and (self.autocast or self.stage == 3):
+            raise UserError(
+                f"engine=deepspeed: the phase {phases[0]!r} of objective {self.objective.config.name!r} differentiates "
+                "twice, in fp32, for which DeepSpeed keeps no weights; use engine=ddp or fsdp, or "
+                "train.precision=fp32 with deepspeed.stage ≤ 2"
+            )
+
+    def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
+        engine = self.engines[phase.optimizer]
+        self.train_only(phase)
+        engine.set_gradient_accumulation_boundary(last)
+        others = [trainee for name, trainee in self.trainees.items() if name != phase.optimizer]
+        with self.gathered(others):
+            autocast = self.autocast or torch.bfloat16
+            with torch.autocast(self.device.type, autocast, enabled=self.autocast is not None):
+                loss, metrics = engine(phase, batch)
+            # DeepSpeed averages over ranks, and the scale is for the sum.
+            engine.backward(loss * (scale * self.world.size), scale_wrt_gas=False)
+        return Loss(loss.detach(), metrics)
+
+    def train_only(self, phase: Phase) -> None:
+        """Let only the phase's roles collect gradients: the others merely pass them on."""
+        if len(self.trainees) > 1:
+            for name, parameters in self.trainable.items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name in phase.trains)
+
+    def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+        engine = self.engines[phase.optimizer]
+        optimizer = engine.basic_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
+        norm = None if self.wrapped(engine) else self.replicated_norm(optimizer)
+        engine.step()
+        if norm is None:
+            found = engine.get_global_grad_norm()
+            norm = torch.as_tensor(found if found is not None else 0.0, device=self.device).detach().float()
+        # DeepSpeed's own optimizers leave out an update whose gradient is not finite, and so do we in stage 0.
+        skipped = (~norm.isfinite()).float()
+        return norm, skipped
+
+    def wrapped(self, engine: Any) -> bool:
+        """Whether DeepSpeed steps through an optimizer of its own (all but stage 0 in fp32)."""
+        return engine.optimizer is not engine.basic_optimizer
+
+    def replicated_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Stage 0 in fp32 is plain data parallelism: the norm, and the update left out where it is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        return norm
+
+    @contextmanager
+    def gathered(self, modules: list[Any]) -> Iterator[None]:
+        """Within it, modules can be called and read outside their DeepSpeed engine; in stage 3 they are gathered for it.
+
+        DeepSpeed frees a parameter once no module uses it any more; so we count among its users meanwhile.
+        """
+        if self.stage < 3:
+            yield
+            return
+        parameters = [p for module in modules for p in module.parameters()]
+        with self.deepspeed.zero.GatheredParameters(parameters):
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.add(READING)
+            yield
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.clear()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        with self.gathered(list(self.trainees.values())):
+            yield
+
+    def after_step(self, phase: Phase, step: int) -> None:
+        own = type(self.objective).after_step is not Objective.after_step
+        with self.whole() if own else nullcontext():
+            self.objective.after_step(phase, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The roles alone, whole: what optimizers keep is in DeepSpeed's own form."""
+        with self.whole():
+            return {
+                "roles": {
+                    name: {key: value.detach().float().clone() if value.is_floating_point() else value.clone()
+                           for key, value in module.state_dict().items()}
+                    for name, module in self.objective.roles.items()
+                }
+            }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the roles; rank 0's values are shared out in stage 3."""
+        with ExitStack() as stack:
+            if self.stage == 3:
+                parameters = [p for trainee in self.trainees.values() for p in trainee.parameters()]
+                stack.enter_context(self.deepspeed.zero.GatheredParameters(parameters, modifier_rank=0))
+            for name, module in self.objective.roles.items():
+                module.load_state_dict(state["roles"][name])
+
+    def save(self, folder: Path) -> None:
+        for name, engine in self.engines.items():
+            engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG)
+        state = self.state_dict()
+        dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+
+    def load(self, folder: Path) -> None:
+        """Take back what `save` wrote, on as many ranks as wrote it.
+
+        On another number of ranks, convert each optimizer's folder with `python -m deepspeed.checkpoint.ds_to_universal
+        --input_folder <folder>/deepspeed/<optimizer>/state --output_folder <same>/deepspeed/<optimizer>/universal`; a
+        checkpoint that has been converted is loaded from there.
+        """
+        # Roles that no optimizer trains are not DeepSpeed's: they come from the DCP part, then DeepSpeed takes its own.
+        state = self.state_dict()
+        dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
+        self.load_state_dict(state)
+        for name, engine in self.engines.items():
+            self.load_engine(engine, folder / FOLDER / name)
+
+    def load_engine(self, engine: Any, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: not there, so engine=deepspeed did not write this checkpoint; go on with the engine that "
+                "did, or start from its weights with encoder.from_pretrained"
+            )
+        universal = (folder / "universal").is_dir()
+        tag = "universal" if universal else TAG
+        engine._config.load_universal_checkpoint = universal
+        try:
+            loaded, _ = engine.load_checkpoint(str(folder), tag=tag)
+        except Exception as error:
+            if "ZeRORuntimeException" not in type(error).__name__:
+                raise
+            raise UserError(
+                f"{folder}: was saved on another number of ranks than these {self.world.size}; convert it first: "
+                f"python -m deepspeed.checkpoint.ds_to_universal --input_folder {folder / TAG} "
+                f"--output_folder {folder / 'universal'}"
+            ) from None
+        assert loaded is not None
+
+
+def import_deepspeed() -> Any:
+    """The `deepspeed` module, told that this machine computes on what torch computes on, and quiet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(
+            'engine=deepspeed: deepspeed is not installed; pip install --no-build-isolation "masquerade[deepspeed]"'
+        ) from None
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def refuse_other_than_adam(optimizer: torch.optim.Optimizer) -> None:
+    """ZeRO flattens parameters, so an optimizer that looks at matrices or at layers would compute something else."""
+    if not isinstance(optimizer, (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)):
+        raise UserError(
+            f"optimizer.name: {type(optimizer).__name__} looks at whole matrices or layers, which ZeRO cuts up; "
+            "use adamw, or engine=fsdp"
+        )
