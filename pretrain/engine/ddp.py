@@ -78,7 +78,7 @@ class DDPEngine(Engine):
                 loss = trainee(phase, batch)
             # DDP averages over ranks, and the scale is for the sum.
             (loss.sum * (scale * self.world.size)).backward()
-        return Loss(loss.sum.detach(), {name: value.detach() for name, value in loss.metrics.items()})
+        return Loss(loss.sum.detach(), loss.metrics)
 
     def train_only(self, phase: Phase) -> None:
         """Let only the phase's roles collect gradients: the others merely pass them on."""
