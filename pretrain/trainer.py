@@ -16,7 +16,7 @@ from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config
 from pretrain.engine.base import Engine
-from pretrain.objectives.base import Batch, Objective, Phase
+from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
 
 
@@ -64,6 +64,8 @@ class Trainer:
         self.phases = objective.phases()
         self.values: dict[str, Tensor] = {}
         """Of the newest step, by label: this rank's share of the mean over the global batch."""
+        self.counts: dict[str, Tensor] = {}
+        """Of those metrics that have a count of their own."""
         self.skipped = torch.zeros((), device=engine.device)
         self.logged_at = (0, time.perf_counter())
         self.waited = 0.0
@@ -90,6 +92,7 @@ class Trainer:
         while self.step < self.total_steps:
             batch = self.take(steps)
             self.values.clear()
+            self.counts.clear()
             for phase in self.phases:
                 if self.step % phase.every == 0:
                     self.update(phase, batch)
@@ -121,14 +124,20 @@ class Trainer:
         for i, batch in enumerate(micro_batches):
             loss = self.engine.backward(phase, self.to_device(batch), scale, last=i == len(micro_batches) - 1)
             for name, value in {"loss": loss.sum, **loss.metrics}.items():
-                label = self.label(phase, name)
-                self.values[label] = self.values.get(label, 0) + value.double() * scale
+                self.add(self.label(phase, name), value, scale)
         factor = learning_rate(self.step, self.total_steps, self.config.schedule)
         norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm)
         # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
         self.values[self.label(phase, "grad_norm")] = norm.double() / self.engine.world.size
         self.skipped = (self.skipped + skipped) * skipped  # in a row
         self.engine.after_step(phase, self.step)
+
+    def add(self, label: str, value: Metric, scale: float) -> None:
+        if isinstance(value, tuple):  # with a count of its own
+            value, count = value
+            self.counts[label] = self.counts.get(label, 0) + count.double()
+            scale = 1.0
+        self.values[label] = self.values.get(label, 0) + value.detach().double() * scale
 
     def to_device(self, batch: Batch) -> Batch:
         move = self.engine.device
@@ -139,11 +148,12 @@ class Trainer:
 
     def log(self, batch: Step) -> None:
         """Reduce the newest step's values over ranks, once, and hand them to the tracker."""
-        sums = self.engine.sum(torch.stack(list(self.values.values()))).tolist()
+        sums = self.engine.sum(torch.stack([*self.values.values(), *self.counts.values()])).tolist()
+        counts = dict(zip(self.counts, sums[len(self.values) :], strict=True))
         now = time.perf_counter()
         since, started = self.logged_at
         values = {
-            **dict(zip(self.values, sums, strict=True)),
+            **{n: s / max(counts.get(n, 1.0), 1.0) for n, s in zip(self.values, sums, strict=False)},
             "lr": self.config.optimizer.lr
             * learning_rate(self.step - 1, self.total_steps, self.config.schedule),
             "position": self.loader.state_dict()["position"],

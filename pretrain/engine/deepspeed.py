@@ -25,6 +25,7 @@ from pretrain.engine.blocks import check_attention, compile_role, recompute_acti
 from pretrain.engine.config import DeepSpeedConfig
 from pretrain.engine.ds_config import build_ds_config
 from pretrain.engine.precision import AUTOCAST, check_precision, set_matmul_precision
+from pretrain.engine.torch_engine import gradients_of
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
 FOLDER = "deepspeed"
@@ -121,8 +122,7 @@ class DeepSpeedEngine(Engine):
 
     def replicated_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Stage 0 in fp32 is plain data parallelism: the norm, and the update left out where it is not finite."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        norm = torch.nn.utils.get_total_norm(gradients_of(optimizer))
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         return norm
 

@@ -101,9 +101,7 @@ class TorchEngine(Engine):
 
     def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
         optimizer, scaler = self.optimizers[phase.optimizer], self.scalers[phase.optimizer]
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        gradients = gradients_of(optimizer)
         norm = whole_tensor(torch.nn.utils.get_total_norm(gradients)).to(self.device) / scaler.scale
         factor = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         if scaler.enabled or max_norm is not None:
@@ -135,6 +133,20 @@ class TorchEngine(Engine):
         for name, scaler in self.scalers.items():
             if scaler.enabled:
                 scaler.load_state_dict(state["scalers"][name])
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradient of every parameter; zero where the phase does not reach one.
+
+    Torch would pass over such a parameter, ZeRO's flat buffers cannot: the engines agree on zero.
+    """
+    gradients = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    return gradients
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

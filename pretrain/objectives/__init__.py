@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pretrain.objectives.attribute import Attribute
+from pretrain.objectives.autoencoder import Autoencoder
 from pretrain.objectives.base import Objective
 from pretrain.objectives.clm import CLM
+from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
 from pretrain.registry import find_class
@@ -12,6 +15,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     "mlm": MLM,
     "clm": CLM,
+    "autoencoder": Autoencoder,
+    "gan": GAN,
+    "attribute": Attribute,
 }
 
 

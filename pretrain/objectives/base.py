@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
-
     from pretrain.encoders.base import Encoder
     from pretrain.tracking.pictures import Picture
 
@@ -32,14 +31,17 @@ class Phase:
     """Leave autocast off in this phase (gradient penalties)."""
 
 
+Metric = Tensor | tuple[Tensor, Tensor]
+"""A detached scalar that sums over what the loss sums over, or a pair (sum, count) with a count of its own."""
+
+
 @dataclass
 class Loss:
     """The loss of one micro-batch, as a sum over the things that `Objective.count` counts."""
 
     sum: Tensor
     """Scalar, with its graph."""
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars; each a sum over the same things as `sum`, so that the trainer can average them alike."""
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
 
 @dataclass

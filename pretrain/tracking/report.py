@@ -24,7 +24,7 @@ def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Args:
-        finetune_results: fine-tuning results to show; default `finetune/finetune.json` of the run folder, where there is one.
+        finetune_results: fine-tuning results to show; default `finetune/finetune.json` of the run folder, if any.
     """
     run = read_run(run_dir)
     tasks = read_results(finetune_results or run_dir / "finetune" / "finetune.json")

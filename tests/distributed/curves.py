@@ -23,11 +23,15 @@ from pretrain.trainer import Trainer
 STEPS, BATCH = 20, 16
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
           "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0"]  # fmt: skip
-VIT = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
+SMALL = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
 CASES: dict[str, list[str]] = {
-    "mae": ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
+    "mae": ["mae_digits", *SMALL, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
             "objective.decoder_num_attention_heads=2"],
-    "hard": ["mae_digits", *VIT, "objective={name: 'tests.distributed.hard_objective:Hard'}", "optimizer.lr=0.01"],
+    "mlm": ["mlm_sotu", *SMALL, "encoder.max_length=64"],
+    "clm": ["clm_sotu", *SMALL, "encoder.max_length=64"],
+    "gan": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "objective.generator_width=8", "objective.r1_every=4"],
+    "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
+             "optimizer.lr=0.01"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
 

@@ -9,7 +9,7 @@ from text_models import CAUSAL, FAMILIES, SIZES, make_encoder, make_tokenizer, p
 
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
-from pretrain.config import build_config, load_config
+from pretrain.config import TrainConfig, build_config, load_config
 from pretrain.encoders import encoder_class
 from pretrain.encoders.pretrained import ModelFolder
 from pretrain.engine.base import World
@@ -96,7 +96,7 @@ def test_count_is_what_the_loss_sums_over(family, data, sotu):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_embeddings_are_one_parameter_for_everybody(family, data, sotu):
     objective = make_objective(family, data)
-    engine = DDPEngine("fp32", World())
+    engine = DDPEngine(TrainConfig(), World())
     config = run_config(family, objective.config.name)
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     shape = objective.encoder.token_embedding.shape
@@ -182,7 +182,7 @@ def run_config(family, objective, **objective_settings):
 def test_a_row_can_be_learned_by_heart(family, sotu):
     config = run_config(family, "clm" if family in CAUSAL else "mlm")
     objective = build_objective(config, sotu)
-    engine = DDPEngine("fp32", World())
+    engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     phase, batch = objective.phases()[0], examples(objective, sotu, number=2)
     count = objective.count(phase, batch)

@@ -1,0 +1,107 @@
+"""Autoencoder (Hinton & Salakhutdinov 2006): squeeze an image through a narrow vector and draw it again.
+
+With noise it is the denoising autoencoder (Vincent et al. 2008): the corrupted image goes in, the clean one is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_tools.errors import UserError
+from pretrain.encoders.base import ImageEncoder
+from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.image_decoders import DECODERS
+from pretrain.tracking.pictures import ImageGrid
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    name: str = "autoencoder"
+    latent_size: int = 32
+    """Numbers that an image is squeezed into."""
+    decoder: Literal["convolutional", "mlp"] = "convolutional"
+    decoder_width: int = 64
+    loss: Literal["mse", "bce"] = "mse"
+    """Per pixel in [0, 1]: squared error, or binary cross-entropy."""
+    noise: float = 0.0
+    """Standard deviation of the Gaussian noise on what the encoder sees; 0 is the plain autoencoder."""
+
+
+class Autoencoder(Objective):
+    """Mean over pixels of the error between an image and its reconstruction, averaged over images."""
+
+    Config = AutoencoderConfig
+    encoder: ImageEncoder
+
+    def __init__(self, config: AutoencoderConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
+        super().__init__(config, encoder, dataset)
+        if not isinstance(encoder, ImageEncoder):
+            raise UserError(
+                f"encoder.name={encoder.config.name!r}: an autoencoder needs an encoder of images"
+            )
+        if config.noise < 0:
+            raise UserError(f"objective.noise={config.noise}: must not be negative")
+        sizes = encoder.config
+        self.roles["bottleneck"] = Bottleneck(encoder, config.latent_size)
+        self.roles["decoder"] = DECODERS[config.decoder](
+            config.latent_size, sizes.num_channels, sizes.image_size, config.decoder_width
+        )
+
+    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """{"image": (C, S, S)}, and with noise the corrupted one as "image" and the clean one as "target"."""
+        view = self.view(sample)
+        if not self.config.noise:
+            return view
+        clean = view["image"].astype(np.float32) / (255 if view["image"].dtype == np.uint8 else 1)
+        noise = rng.normal(0, self.config.noise, clean.shape).astype(np.float32)
+        return {"image": clean + noise, "target": clean}
+
+    def loss(self, phase: Phase, batch: Batch) -> Loss:
+        target = unit_range(batch.get("target", batch["image"]))  # (B, C, S, S)
+        drawing = self.draw(batch).float()
+        if self.config.loss == "bce":
+            error = F.binary_cross_entropy_with_logits(drawing, target, reduction="none")
+        else:
+            error = (drawing - target).pow(2)
+        return Loss(error.flatten(1).mean(1).sum())
+
+    def draw(self, batch: Batch) -> Tensor:
+        """What the decoder makes of the latent vectors: (B, C, S, S); logits where the loss is `bce`."""
+        return self.roles["decoder"](self.roles["bottleneck"](self.roles["encoder"](batch)))
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Images as the autoencoder gives them back: (B, C, S, S) in [0, 1]."""
+        drawing = self.draw(batch).float()
+        return drawing.sigmoid() if self.config.loss == "bce" else drawing.clamp(0, 1)
+
+    def picture(self, batch: Batch) -> ImageGrid:
+        seen = {"corrupted": unit_range(batch["image"]).clamp(0, 1)} if "target" in batch else {}
+        original = unit_range(batch.get("target", batch["image"]))
+        return ImageGrid({"original": original, **seen, "reconstruction": self.reconstruct(batch)})
+
+
+class Bottleneck(nn.Module):
+    """All tokens → the latent vector."""
+
+    def __init__(self, encoder: Any, latent_size: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder.num_patches * encoder.dim, latent_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, [1 +] N, D) → (B, Z); a class token is left out."""
+        patches = tokens[:, -(self.project.in_features // tokens.shape[2]) :]  # (B, N, D)
+        return self.project(patches.flatten(1))
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """Bytes or floats → floats with white at 1."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image

@@ -1,0 +1,157 @@
+"""Generative adversarial network (Goodfellow et al. 2014, arXiv:1406.2661): hide nothing, forge everything.
+
+The encoder is the discriminator's body: telling real images from forged ones teaches it what images are made of, and
+those features are what is probed and released (DCGAN, Radford et al. 2015, arXiv:1511.06434).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+
+from data_tools.errors import UserError
+from pretrain.encoders.base import ImageEncoder
+from pretrain.objectives.autoencoder import unit_range
+from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.image_decoders import ConvolutionalDecoder
+from pretrain.tracking.pictures import ImageGrid
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+DISCRIMINATOR, R1, GENERATOR = "discriminator", "r1", "generator"
+
+
+@dataclass(frozen=True)
+class GANConfig:
+    name: str = "gan"
+    latent_size: int = 64
+    generator_width: int = 64
+    loss: Literal["non_saturating", "hinge", "minimax"] = "non_saturating"
+    r1_gamma: float = 1.0
+    """Weight of the gradient penalty on real images (Mescheder et al. 2018, arXiv:1801.04406); 0 leaves it out."""
+    r1_every: int = 16
+    """Steps between penalties, each then this many times as strong (StyleGAN2's lazy regularisation)."""
+    ema_decay: float = 0.995
+    """Of the averaged generator, which draws the pictures."""
+
+
+class GAN(Objective):
+    """Two players, two optimizers: the discriminator's phase, its gradient penalty, the generator's phase."""
+
+    Config = GANConfig
+    encoder: ImageEncoder
+
+    def __init__(self, config: GANConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
+        super().__init__(config, encoder, dataset)
+        if not isinstance(encoder, ImageEncoder):
+            raise UserError(
+                f"encoder.name={encoder.config.name!r}: a GAN's discriminator needs an encoder of images"
+            )
+        if not 0 <= config.ema_decay < 1:
+            raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
+        sizes = encoder.config
+        self.roles["head"] = DiscriminatorHead(encoder)
+        generator = Generator(config, sizes.num_channels, sizes.image_size)
+        self.roles["generator"] = generator
+        self.roles["generator_ema"] = copy.deepcopy(generator).requires_grad_(False)
+
+    def phases(self) -> list[Phase]:
+        judge = ("encoder", "head")
+        penalty = [Phase(R1, judge, DISCRIMINATOR, every=self.config.r1_every, fp32=True)]
+        return [
+            Phase(DISCRIMINATOR, judge, DISCRIMINATOR),
+            *(penalty if self.config.r1_gamma else []),
+            Phase(GENERATOR, ("generator",), GENERATOR),
+        ]
+
+    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """{"image": (C, S, S), "latent": (2, Z)}: a forgery's latent vector for each player's turn."""
+        return {
+            **self.view(sample),
+            "latent": rng.standard_normal((2, self.config.latent_size), dtype=np.float32),
+        }
+
+    def loss(self, phase: Phase, batch: Batch) -> Loss:
+        if phase.name == R1:
+            return self.penalty(batch)
+        if phase.name == GENERATOR:
+            forged = self.roles["generator"](batch["latent"][:, 1])
+            return Loss(generator_loss(self.judge(forged), self.config.loss).sum())
+        with torch.no_grad():
+            forged = self.roles["generator"](batch["latent"][:, 0])
+        on_real, on_forged = self.judge(unit_range(batch["image"])), self.judge(forged)
+        right = {"real_accuracy": (on_real > 0).sum(), "forged_accuracy": (on_forged < 0).sum()}
+        return Loss(discriminator_loss(on_real, on_forged, self.config.loss).sum(), right)
+
+    def penalty(self, batch: Batch) -> Loss:
+        """R1: γ/2 · ‖∇D‖² at real images scaled to [−1, 1], times the steps that it stands for."""
+        image = (unit_range(batch["image"]) * 2 - 1).requires_grad_()
+        logits = self.judge((image + 1) / 2)
+        (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
+        return Loss(gradient.pow(2).sum() * (self.config.r1_gamma / 2 * self.config.r1_every))
+
+    def judge(self, image: Tensor) -> Tensor:
+        """Images (B, C, S, S) in [0, 1] → logits (B,), positive where they look real."""
+        return self.roles["head"](self.roles["encoder"]({"image": image})).float()
+
+    @torch.no_grad()
+    def after_step(self, phase: Phase, step: int) -> None:
+        """Move the averaged generator; fast at first, so that it does not carry the untrained one along."""
+        if phase.name != GENERATOR:
+            return
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        averaged, newest = self.roles["generator_ema"].parameters(), self.roles["generator"].parameters()
+        for average, parameter in zip(averaged, newest, strict=True):
+            average.lerp_(parameter, 1 - decay)
+
+    def picture(self, batch: Batch) -> ImageGrid:
+        """Real images above forgeries of the averaged generator."""
+        forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, S, S)
+        rows = forged.chunk(2)
+        return ImageGrid({"real": unit_range(batch["image"]), "forged": rows[0], "forged too": rows[1]})
+
+
+class Generator(nn.Module):
+    """Latent vector → image in [0, 1]."""
+
+    def __init__(self, config: GANConfig, channels: int, image_size: int) -> None:
+        super().__init__()
+        self.decoder = ConvolutionalDecoder(config.latent_size, channels, image_size, config.generator_width)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, Z) → (B, C, S, S)."""
+        return self.decoder(latent).float().sigmoid()
+
+
+class DiscriminatorHead(nn.Module):
+    """All tokens → one logit."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder.num_patches * encoder.dim, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, [1 +] N, D) → (B,); a class token is left out."""
+        patches = tokens[:, -(self.project.in_features // tokens.shape[2]) :]
+        return self.project(patches.flatten(1)).squeeze(1)
+
+
+def discriminator_loss(on_real: Tensor, on_forged: Tensor, kind: str) -> Tensor:
+    """Logits (B,), (B,) → losses (B,). Minimax and non-saturating differ in the generator's loss only."""
+    if kind == "hinge":
+        return relu(1 - on_real) + relu(1 + on_forged)
+    return softplus(-on_real) + softplus(on_forged)
+
+
+def generator_loss(on_forged: Tensor, kind: str) -> Tensor:
+    """Logits (B,) → losses (B,)."""
+    if kind == "hinge":
+        return -on_forged
+    return softplus(-on_forged) if kind == "non_saturating" else -softplus(on_forged)
