@@ -21,7 +21,9 @@ def build_ds_config(train: TrainConfig, settings: DeepSpeedConfig, world_size: i
         UserError: the file cannot be read, or says something else than our configuration.
     """
     user = read(settings.config) if settings.config else {}
-    stage = settings.stage if settings.stage is not None else user.get("zero_optimization", {}).get("stage", 2)
+    stage = (
+        settings.stage if settings.stage is not None else user.get("zero_optimization", {}).get("stage", 2)
+    )
     check_combination(train, settings, stage)
     for section in OURS:
         if section in user:

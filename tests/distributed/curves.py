@@ -21,14 +21,16 @@ from pretrain.run import build_loader, build_objective
 from pretrain.trainer import Trainer
 
 STEPS, BATCH = 20, 16
+ACCUMULATIONS = (1, 2, 4)
+"""Micro-batches of a rank in a step; on four ranks, which share two cores here, only the first."""
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
-          "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0"]  # fmt: skip
+          "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0", "train.precision=fp32"]  # fmt: skip
 SMALL = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
 CASES: dict[str, list[str]] = {
     "mae": ["mae_digits", *SMALL, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
             "objective.decoder_num_attention_heads=2"],
     "mlm": ["mlm_sotu", *SMALL, "encoder.max_length=64"],
-    "clm": ["clm_sotu", *SMALL, "encoder.max_length=64"],
+    "clm": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"],
     "gan": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "objective.generator_width=8", "objective.r1_every=4"],
     "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
              "optimizer.lr=0.01"],
@@ -67,7 +69,7 @@ def main(out: str, overrides: list[str]) -> None:
     world = World.from_environment()
     curves = {}
     for case in CASES:
-        for cuts in (1, 2, 4):
+        for cuts in ACCUMULATIONS if world.size < 4 else (1,):
             micro = BATCH // world.size // cuts
             curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
     if world.rank == 0:

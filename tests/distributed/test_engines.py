@@ -26,6 +26,9 @@ ENGINES = {
     "fsdp-4": (4, ["engine=fsdp", "fsdp.reshard_after_forward=false"]),
     "hsdp-2x2": (4, ["engine=fsdp", "fsdp.hsdp=2"]),
     "fsdp-2-offload": (2, ["engine=fsdp", "fsdp.cpu_offload=true"]),
+    "zero0-2": (2, ["engine=deepspeed", "deepspeed.stage=0"]),
+    "zero1-2": (2, ["engine=deepspeed", "deepspeed.stage=1"]),
+    "zero2-2": (2, ["engine=deepspeed", "deepspeed.stage=2"]),
 }
 pytestmark = pytest.mark.slow
 
@@ -66,7 +69,9 @@ def assert_same(
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_learns_what_one_process_learns(name, alone, tmp_path):
-    assert_same(curves(tmp_path, *ENGINES[name]), alone)
+    found = curves(tmp_path, *ENGINES[name])
+    assert {case.split("/")[0] for case in found} == set(CASES)
+    assert_same(found, alone)
 
 
 def test_one_process_learns_the_same_however_the_batch_is_cut(alone):
