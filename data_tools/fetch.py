@@ -40,10 +40,12 @@ _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """``cache_bytes``: what this node keeps of a remote data set; ``retry``: how long an outage is waited for."""
+    """``cache_bytes``: what this node keeps of a remote data set; ``retry``: how long an outage is waited for;
+    ``checksums``: compare each sample's CRC, where the sidecar has it, each time it is read."""
 
     cache_bytes: int = CACHE_BYTES
     retry: Retry = Retry()
+    checksums: bool = True
 
 
 @dataclass(frozen=True)

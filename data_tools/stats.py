@@ -96,9 +96,7 @@ def _shard_statistics(source: str, decode: bool, shard: int) -> Receipt:
         try:
             raw = dataset.read(shard, number)
             key = raw.pop("__key__")
-            sample = decode_sample(
-                key, {e: memoryview(v) for e, v in raw.items()}, DecodeOptions(raw=not decode)
-            )
+            sample = decode_sample(key, raw, DecodeOptions(raw=not decode))
         except (DamagedSampleError, DecodeError):
             damaged += 1
             continue
@@ -123,10 +121,11 @@ def _shard_statistics(source: str, decode: bool, shard: int) -> Receipt:
     }  # fmt: skip
 
 
-def _content_hash(raw: dict[str, bytes]) -> int:
+def _content_hash(raw: dict[str, memoryview]) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for extension in sorted(e for e in raw if kind_of(e) not in _ABOUT):
-        digest.update(extension.encode() + b"\0" + raw[extension])
+        digest.update(extension.encode() + b"\0")
+        digest.update(raw[extension])
     return int.from_bytes(digest.digest(), "little")
 
 

@@ -239,26 +239,41 @@ def _readable_name(block: bytes) -> str:
     return name.decode("ascii", "replace") if name.isascii() and name.decode("ascii").isprintable() else ""
 
 
-def sample_members(raw: bytes) -> tuple[str, dict[str, memoryview]]:
-    """(key, extension → payload) of the bytes of one sample, as the sidecar bounds it; raises TarError."""
+def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memoryview]]:
+    """(key, extension → payload) of the bytes of one sample, as the sidecar bounds it; raises TarError.
+
+    ``check`` = False leaves the headers' own checksums alone, for bytes whose CRC was right.
+    """
     view = memoryview(raw)
     out: dict[str, memoryview] = {}
     sample_key, offset, end = "", 0, len(raw)
-
-    def read(start: int, size: int) -> bytes:
-        return raw[start : start + size]
-
     while offset < end:
-        member, kind = _read_member(read, offset, end)
-        offset = member.end
-        parts = split_name(member.name)
-        if parts is None or not kind or kind not in _REGULAR:
+        plain = None if check else _plain_member(raw, offset)
+        if plain is None:
+            member, kind = _read_member(lambda start, size: raw[start : start + size], offset, end)
+            name, data, size, offset = member.name, member.data, member.size, member.end
+            if not kind or kind not in _REGULAR:
+                continue
+        else:
+            name, size = plain
+            data = offset + BLOCK
+            offset = data + (size + BLOCK - 1) // BLOCK * BLOCK
+        parts = split_name(name)
+        if parts is None:
             continue
         key, extension = parts
         if (sample_key and key != sample_key) or extension in out:
-            raise TarError(f"member {member.name!r} does not belong to sample {sample_key!r}")
+            raise TarError(f"member {name!r} does not belong to sample {sample_key!r}")
         sample_key = key
-        out[extension] = view[member.data : member.data + member.size]
+        out[extension] = view[data : data + size]
     if not out:
         raise TarError("no members")
     return sample_key, out
+
+
+def _plain_member(raw: bytes, offset: int) -> tuple[str, int] | None:
+    """(name, size) of a regular ustar member with a short name, the usual case; None for any other."""
+    if raw[offset + 156] != 0x30 or raw[offset + 345] or raw[offset + 124] & 0x80:
+        return None
+    name = raw[offset : offset + 100].split(b"\0", 1)[0]
+    return name.decode("utf-8", "surrogateescape"), int(raw[offset + 124 : offset + 135], 8)

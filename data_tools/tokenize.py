@@ -80,7 +80,9 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
         except (DamagedSampleError, KeyError, UnicodeDecodeError) as error:
             yield Skipped(f"{dataset.manifest.urls[shard]} #{number}", f"{type(error).__name__}: {error}")
             continue
-        batch.append((sample["__key__"], text, {name: sample[name] for name in keep if name in sample}))
+        batch.append(
+            (sample["__key__"], text, {name: bytes(sample[name]) for name in keep if name in sample})
+        )
         if len(batch) == BATCH:
             yield from encode()
     yield from encode()

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
-from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in a collective; `MASQUERADE_TIMEOUT` (seconds) replaces it."""
@@ -52,7 +52,7 @@ class Trainee(nn.Module):
         self.roles = nn.ModuleDict({name: objective.roles[name] for name in names})
         self.objective = objective
 
-    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
         """The loss sum and the metrics, as a tuple: DDP's static graph reduces nothing behind a dataclass."""
         loss = self.objective.loss(phase, batch)
         return loss.sum, loss.metrics

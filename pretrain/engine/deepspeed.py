@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from data_tools.errors import UserError
@@ -128,7 +128,7 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def gathered(self, modules: list[Any]) -> Iterator[None]:
-        """Within it, modules can be called and read outside their DeepSpeed engine; in stage 3 they are gathered for it.
+        """Within it, modules can be called and read outside their DeepSpeed engine: stage 3 gathers them.
 
         DeepSpeed frees a parameter once no module uses it any more; so we count among its users meanwhile.
         """

@@ -16,6 +16,7 @@ from small_data import npy
 from data_tools.dataset import DamagedSampleError, open_dataset
 from data_tools.decode import DecodeError, DecodeOptions, decode_sample
 from data_tools.errors import UserError
+from data_tools.resize import resize, resize_shorter_side
 
 
 def decode(extension, data, **options):
@@ -80,7 +81,8 @@ def test_jpeg_is_shrunk_while_decoding_but_not_below_what_is_asked():
     data = encoded(smooth(750, 1000), "JPEG", quality=95)
     assert decode("jpg", data)["image"].shape == (750, 1000, 3)
     image = decode("jpg", data, min_side=224)["image"]
-    assert 224 <= min(image.shape[:2]) < 375
+    assert image.shape == (375, 500, 3)  # a half; a quarter would be too small
+    assert decode("jpg", data, min_side=90)["image"].shape == (94, 125, 3)
     reference = np.asarray(
         Image.fromarray(smooth(750, 1000)).resize(image.shape[1::-1], Image.Resampling.BOX)
     )
@@ -299,3 +301,12 @@ def test_optional_readers_are_not_imported_until_needed():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_resize_agrees_with_pillow():
+    image = smooth(300, 400)
+    ours = resize(image, 90, 120).permute(1, 2, 0).numpy()
+    theirs = np.asarray(Image.fromarray(image).resize((120, 90), Image.Resampling.BILINEAR))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert resize_shorter_side(image, 100).shape == (3, 100, 133)
+    assert resize_shorter_side(image.transpose(1, 0, 2), 100).shape == (3, 133, 100)

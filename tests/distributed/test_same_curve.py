@@ -29,13 +29,15 @@ def assert_same_curve(one, other, tolerance=1e-5):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path):
-    batch = "train.global_batch_size=64"
-    one = curve("mae_digits", tmp_path / "one", 1, batch)
-    two = curve("mae_digits", tmp_path / "two", 2, batch)
+@pytest.mark.parametrize(("recipe", "loss"), [("mae_digits", "loss"), ("gan_digits", "discriminator/loss")])
+def test_two_processes_learn_what_one_learns(tmp_path, recipe, loss):
+    batch = "train.global_batch_size=64" if recipe == "mae_digits" else "train.global_batch_size=16"
+    one = curve(recipe, tmp_path / "one", 1, batch)
+    two = curve(recipe, tmp_path / "two", 2, batch)
     assert_same_curve(one, two)
-    assert one[50]["loss"] < 0.98 * one[1]["loss"]
-    assert [line["position"] for line in one.values()] == [64 * step for step in range(1, 51)]
+    assert one[50][loss] < 0.98 * one[1][loss]
+    size = one[1]["position"]
+    assert [line["position"] for line in one.values()] == [size * step for step in range(1, 51)]
 
 
 @pytest.mark.slow

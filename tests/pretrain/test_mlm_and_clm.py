@@ -7,11 +7,14 @@ import pytest
 import torch
 from text_models import CAUSAL, FAMILIES, SIZES, make_encoder, make_tokenizer, packed_row
 
+from data_tools.__main__ import main as data_tools
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
+from data_tools.stream import PackedStream, Stream
 from pretrain.config import TrainConfig, build_config, load_config
 from pretrain.encoders import encoder_class
 from pretrain.encoders.pretrained import ModelFolder
+from pretrain.encoders.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import stack
@@ -217,3 +220,35 @@ def test_text_recipes_are_valid(sotu):
         config, _ = load_config(name, [])
         encoder = encoder_class(config.encoder.name)(config.encoder, sotu)
         assert len(encoder.blocks()) == layers and encoder.dim == 768
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, sotu):
+    """Rows of 48 tokens packed from the tokenised paragraphs, as `data.sequence_length=48` makes them."""
+    out = tmp_path_factory.mktemp("tokens") / "sotu"
+    tokenizer = find_tokenizer(sotu)
+    assert (
+        data_tools(["tokenize", "sample:sotu", str(out), "--tokenizer", str(tokenizer), "--processes", "1"])
+        == 0
+    )
+    dataset = open_dataset(out)
+    return dataset, PackedStream(Stream(dataset, seed=0), length=48)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_of_a_tokenised_data_set_train(family, packed):
+    dataset, stream = packed
+    config = run_config(family, "clm" if family in CAUSAL else "mlm")
+    objective = build_objective(config, dataset)
+    rows = [stream.sample(i) for i in range(8)]
+    batch = stack([objective.example(row, np.random.default_rng(i)) for i, row in enumerate(rows)])
+    phase = objective.phases()[0]
+    assert batch["tokens"].shape == (8, 48)
+    documents = sum(len(row["documents"]) for row in rows)
+    assert documents > 8, "some row holds several documents"
+    if family in CAUSAL:
+        assert objective.count(phase, batch) == (batch["segments"] > 0).sum() - documents
+    assert objective.loss(phase, batch).sum.item() / objective.count(phase, batch) < 15
+    # The vocabulary and the ids are those of the tokenizer that came along.
+    assert objective.encoder.vocab_size == 4096
+    assert objective.encoder.tokenizer.decode(rows[0]["tokens"][rows[0]["segments"] == 1]).strip()
