@@ -28,6 +28,7 @@ from data_tools.fetch import FetchOptions, Needs, Segment, SegmentCache
 from data_tools.index import identity, index_shards
 from data_tools.manifest import (
     MANIFEST_NAME,
+    MANIFEST_VERSION,
     Manifest,
     Sidecar,
     read_manifest,
@@ -395,4 +396,4 @@ def _indexed_folder(tars: list[str], asked: str) -> Path:
         for shard, key, fault in bad[:20]:
             log.warning("%s: %s: %s", shard, key or "shard", fault)
 
-    return build_once(cache_folder() / "index" / digest.hexdigest(), build)
+    return build_once(cache_folder() / f"index-v{MANIFEST_VERSION}" / digest.hexdigest(), build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,22 +30,26 @@ class RowPlan:
         return float(self.size.sum()) / max(1, self.rows * self.length)
 
 
-def best_fit_rows(lengths: NDArray[np.integer], length: int, window: int = WINDOW) -> RowPlan:
-    """Best-fit decreasing (Johnson, 1974) over windows of consecutive documents, each longer one cut first.
+def best_fit_rows(
+    lengths: NDArray[np.integer], length: int, window: int = WINDOW, whole: bool = False
+) -> RowPlan:
+    """Best fit over windows of consecutive documents; what is longer than a row is cut first.
 
-    lengths: tokens of each document, shape (documents,).
+    Where no document fits what is left of a row, more than one slot in a hundred, the largest one is cut to fill it,
+    unless documents are to stay ``whole``. lengths: tokens of each document, shape (documents,).
     """
     document, start, size = _cut_documents(np.asarray(lengths, dtype=np.int64), length)
-    row = np.empty(len(size), dtype=np.int64)
+    tolerance = length if whole else length // 128
+    pieces: list[_Piece] = []
     rows, first = 0, 0
-    edges = np.searchsorted(document, np.arange(window, len(lengths) + window, window))
-    for last in edges.tolist():
-        row[first:last], used = _best_fit(size[first:last], length)
-        row[first:last] += rows
+    for last in np.searchsorted(document, np.arange(window, len(lengths) + window, window)).tolist():
+        part = slice(first, last)
+        packed, used = _best_fit(document[part], start[part], size[part], length, tolerance)
+        pieces += [(rows + row, d, at, n) for row, d, at, n in packed]
         rows, first = rows + used, last
-    by_row = np.argsort(row, kind="stable")
-    row_start = np.searchsorted(row[by_row], np.arange(rows + 1))
-    return RowPlan(length, row_start, document[by_row], start[by_row], size[by_row])
+    table = np.array(pieces, dtype=np.int64).reshape(-1, 4)
+    row_start = np.searchsorted(table[:, 0], np.arange(rows + 1))
+    return RowPlan(length, row_start, *(np.ascontiguousarray(table[:, i]) for i in (1, 2, 3)))
 
 
 def _cut_documents(
@@ -60,22 +63,66 @@ def _cut_documents(
     return document, start, np.minimum(lengths[document] - start, length)
 
 
-def _best_fit(sizes: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], int]:
-    """(row of each piece, number of rows) for the pieces of one window."""
-    row = np.empty(len(sizes), dtype=np.int64)
-    room: list[tuple[int, int]] = []  # (free slots, row), sorted
-    rows = 0
-    ordered = np.argsort(-sizes, kind="stable")
-    for piece, size in zip(ordered.tolist(), sizes[ordered].tolist(), strict=True):
-        at = bisect_left(room, (size, -1))
-        if at < len(room):
-            free, chosen = room.pop(at)
-        else:
-            free, chosen, rows = length, rows, rows + 1
-        row[piece] = chosen
-        if free > size:
-            insort(room, (free - size, chosen))
-    return row, rows
+_Piece = tuple[int, int, int, int]  # row, document, start, size
+
+
+def _best_fit(
+    document: NDArray[np.int64],
+    start: NDArray[np.int64],
+    size: NDArray[np.int64],
+    length: int,
+    tolerance: int,
+) -> tuple[list[_Piece], int]:
+    """(pieces in the order of their rows, number of rows) of one window.
+
+    Each row begins with the largest piece left, goes on with pieces that leave room for a whole number of average
+    ones, and ends with the two that fill it best: documents of similar sizes, of which plain best-fit leaves
+    remainders too small for any, fill rows this way.
+    """
+    pools: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]  # (document, start) of each size
+    for d, at, n in zip(document.tolist(), start.tolist(), size.tolist(), strict=True):
+        pools[n].append((d, at))
+    counts = np.array([len(pool) for pool in pools])
+    left, total = len(size), int(size.sum())
+    pieces: list[_Piece] = []
+    row = 0
+    while left:
+        room = length
+        chosen = [int(np.flatnonzero(counts)[-1])]
+        while chosen:
+            for n in chosen:
+                d, at = pools[n].pop()
+                counts[n] -= 1
+                pieces.append((row, d, at, n))
+                left, total, room = left - 1, total - n, room - n
+            chosen = _next_sizes(counts, room, left, total) if left and room else []
+            if not chosen and left and room > tolerance:  # nothing fits: cut the largest to fill the row
+                n = int(np.flatnonzero(counts)[-1])
+                d, at = pools[n].pop()
+                pieces.append((row, d, at, room))
+                pools[n - room].append((d, at + room))
+                counts[n] -= 1
+                counts[n - room] += 1
+                total -= room
+        row += 1
+    return pieces, row
+
+
+def _next_sizes(counts: NDArray[np.int64], room: int, left: int, total: int) -> list[int]:
+    """Sizes of the pieces to put next into a row with ``room`` slots; none when nothing fits."""
+    available = np.flatnonzero(counts[: room + 1])
+    if not len(available):
+        return []
+    if 2 * room * left >= 5 * total:  # room for two and a half average pieces, or more
+        target = room // ((2 * room * left + total) // (2 * total))
+        return [int(available[np.abs(available - target).argmin()])]
+    partner = (
+        np.searchsorted(available, room - available, side="right") - 1
+    )  # the largest that still fits beside each
+    alone = (partner < 0) | ((available[partner] == available) & (counts[available] < 2))
+    sums = available + np.where(alone, 0, available[partner])
+    best = int(sums.argmax())
+    return [int(available[best])] if alone[best] else [int(available[best]), int(available[partner[best]])]
 
 
 def cut_rows(lengths: NDArray[np.integer], length: int) -> RowPlan:

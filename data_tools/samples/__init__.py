@@ -16,6 +16,7 @@ from pathlib import Path
 from data_tools.cache import build_once, cache_folder
 from data_tools.errors import UserError
 from data_tools.index import index_shards
+from data_tools.manifest import MANIFEST_VERSION
 
 _ROOT = Path(__file__).parent
 NAMES = ("digits", "digits_test", "sotu", "speech")
@@ -40,4 +41,4 @@ def sample_folder(name: str) -> Path:
             shutil.copytree(tokenizer, folder / "tokenizer")
         index_shards(sorted(folder.glob("*.tar")), folder, with_crc=True)
 
-    return build_once(cache_folder() / "samples" / f"{name}-{digest.hexdigest()}", build)
+    return build_once(cache_folder() / f"samples-v{MANIFEST_VERSION}" / f"{name}-{digest.hexdigest()}", build)

@@ -13,7 +13,14 @@ document_lengths = st.lists(st.integers(0, 70), min_size=1, max_size=80).filter(
 )
 
 
-@pytest.mark.parametrize("plan_rows", [lambda n, row: best_fit_rows(n, row, window=16), cut_rows])
+PLANS = {
+    "best fit": lambda n, row: best_fit_rows(n, row, window=16),
+    "best fit, whole": lambda n, row: best_fit_rows(n, row, window=16, whole=True),
+    "cut": cut_rows,
+}
+
+
+@pytest.mark.parametrize("plan_rows", PLANS.values(), ids=PLANS.keys())
 @given(lengths=document_lengths, row=st.integers(1, 40))
 @settings(max_examples=100, deadline=None)
 def test_every_token_stands_in_exactly_one_row_and_no_row_overflows(plan_rows, lengths, row):
@@ -34,9 +41,42 @@ def test_cut_rows_are_full_but_the_last():
     assert np.add.reduceat(plan.size, plan.row_start[:-1]).tolist() == [8, 8, 8, 8, 8, 7]
 
 
-def test_best_fit_fills_rows_of_ordinary_text():
-    lengths = np.random.default_rng(0).lognormal(5, 0.8, 20_000).astype(int) + 1
+DISTRIBUTIONS = {
+    "ordinary text": lambda rng: rng.lognormal(5, 0.8, 10_000).astype(int) + 1,
+    "short": lambda rng: rng.integers(5, 40, 10_000),
+    "all alike": lambda rng: np.full(5_000, 300),
+    "uniform": lambda rng: rng.integers(1, 1024, 8_000),
+    "longer than half a row": lambda rng: rng.integers(520, 1024, 5_000),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_best_fit_fills_rows_whatever_the_lengths(name):
+    lengths = DISTRIBUTIONS[name](np.random.default_rng(0))
     assert best_fit_rows(lengths, 1024).efficiency > 0.99
+
+
+def test_best_fit_cuts_few_documents_of_ordinary_text():
+    lengths = DISTRIBUTIONS["ordinary text"](np.random.default_rng(0))
+    plan = best_fit_rows(lengths, 1024)
+    needed = -(-lengths // 1024)  # pieces that a row's length makes necessary
+    assert (np.bincount(plan.document) > needed).mean() < 0.02
+
+
+def test_state_of_the_union_paragraphs_fill_rows_of_1024_tokens():
+    from data_tools.tokenizer import texts_of, train_tokenizer
+
+    texts = list(texts_of(open_dataset("sample:sotu")))
+    tokenizer = train_tokenizer(texts[:1000], 2048)
+    lengths = np.array([len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(texts)])
+    assert best_fit_rows(lengths, 1024).efficiency >= 0.99
+
+
+def test_whole_documents_stay_whole():
+    lengths = np.random.default_rng(0).integers(1, 300, 2000)
+    plan = best_fit_rows(lengths, 1024, whole=True)
+    assert (np.bincount(plan.document) == 1).all()
+    assert plan.efficiency > 0.97
 
 
 @pytest.mark.parametrize("with_length, method", [(True, "best_fit"), (False, "cut")])

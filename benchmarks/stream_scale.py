@@ -1,0 +1,155 @@
+"""What the stream costs at scale: python -m benchmarks.stream_scale
+
+Opening 10⁵ shards of 10⁴ samples, finding positions, resuming in mid-epoch, packing and feeding tokens, scanning
+headers, memory over ten epochs. Times are processor time where other load would disturb; one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+Row = tuple[str, str]
+
+
+def resident() -> float:
+    """MB of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def opening(folder: Path) -> list[Row]:
+    from data_tools.manifest import Shard, make_manifest, read_manifest, write_manifest
+    from data_tools.order import Order, choose_layout
+
+    shards = [Shard(f"part-{i // 1000:03d}/{i:06d}.tar", 10_000, 0, 10**9, i) for i in range(100_000)]
+    write_manifest(make_manifest(shards, ("jpg", "json")), folder)
+    del shards
+    before, begin = resident(), time.process_time()
+    manifest = read_manifest(folder / "manifest.json")
+    order = Order(manifest.counts, choose_layout(10**9, 1e5), seed=0)
+    opened, memory = time.process_time() - begin, resident() - before
+    begin = time.process_time()
+    order.indices(np.array([123_456_789_012]))  # a position in epoch 123: nothing before it is computed
+    resumed = time.process_time() - begin
+    positions = np.arange(10**8, 10**8 + 10**6)
+    begin = time.process_time()
+    order.indices(positions)
+    each = (time.process_time() - begin) / len(positions)
+    return [
+        ("open 10⁵ shards, 10⁹ samples", f"{opened:.2f} s, {memory:.0f} MB"),
+        ("resume at position 1.2·10¹¹", f"{resumed * 1e3:.2f} ms"),
+        ("find a position, among 10⁶", f"{each * 1e9:.0f} ns"),
+    ]
+
+
+def tokens(folder: Path) -> list[Row]:
+    from data_tools.__main__ import main
+    from data_tools.dataset import open_dataset
+    from data_tools.loader import Loader
+    from data_tools.stream import PackedStream, Stream
+
+    main(["tokenizer", "sample:sotu", str(folder / "tokenizer"), "--vocabulary", "4096"])
+    main(["tokenize", "sample:sotu", str(folder / "tokens"), "--tokenizer", str(folder / "tokenizer")])
+    begin = time.process_time()
+    packed = PackedStream(Stream(open_dataset(folder / "tokens")), 1024)
+    planned = time.process_time() - begin
+    loader = Loader(
+        packed, lambda s, _: {k: s[k] for k in ("tokens", "segments", "positions")}, global_batch_size=32
+    )
+    steps = iter(loader)
+    next(steps)
+    begin = time.process_time()
+    for _ in range(100):
+        next(steps)
+    rate = 100 * 32 / (time.process_time() - begin)
+    return [
+        ("packing efficiency, State of the Union paragraphs, 1,024 tokens", f"{packed.efficiency:.2%}"),
+        ("planning the packing", f"{planned / len(packed.dataset) * 1e6:.1f} µs a document"),
+        ("packed rows, one core", f"{rate:,.0f} rows/s, {rate * 1024 / 1e6:.1f} M tokens/s"),
+    ]
+
+
+def scanning(folder: Path) -> list[Row]:
+    from data_tools.index import scan_file
+    from data_tools.shard_writer import ShardWriter
+
+    with ShardWriter(folder) as writer:
+        for i in range(20_000):
+            writer.write(f"{i:06d}", {"txt": b"x" * 700, "cls": b"1"})
+    path = folder / "000000.tar"
+    begin = time.process_time()
+    scan_file(path)
+    ours = 20_000 / (time.process_time() - begin)
+    begin = time.process_time()
+    with tarfile.open(path) as archive:
+        count = sum(1 for _ in archive)
+    theirs = count / 2 / (time.process_time() - begin)
+    return [("header scan, two members a sample", f"{ours:,.0f} samples/s ({ours / theirs:.1f} × tarfile)")]
+
+
+def memory() -> list[Row]:
+    from data_tools.dataset import open_dataset
+    from data_tools.loader import Loader
+    from data_tools.stream import Stream
+
+    loader = Loader(
+        Stream(open_dataset("sample:digits")),
+        lambda s, _: {"x": s["image"]},
+        global_batch_size=240,
+        workers=2,
+    )
+    marks = []
+    begin = time.process_time()
+    for step in loader:
+        if step.position % 12_000 == 0:
+            marks.append(resident())
+        if step.position == 10 * 12_000:
+            break
+    loader.close()
+    rate = 10 * 12_000 / (time.process_time() - begin)
+    return [
+        ("memory after epoch 1 and epoch 10 of the digits", f"{marks[1]:.0f} MB and {marks[10]:.0f} MB"),
+        ("digits, PNG 28², two threads", f"{rate:,.0f} samples per processor-second"),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m benchmarks.stream_scale --output benchmarks/results/stream_scale.md",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="write the table there too")
+    parser.add_argument("--one", choices=["opening", "tokens", "scanning", "memory"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.one:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = memory() if arguments.one == "memory" else globals()[arguments.one](Path(folder))
+        print("".join(f"| {name} | {value} |\n" for name, value in rows), end="")
+        return 0
+    report = f"# The stream at scale ({os.cpu_count()} cores)\n\n| what | measured |\n| --- | --- |\n"
+    for part in ("opening", "tokens", "scanning", "memory"):  # a process each: memory is measured
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.stream_scale", "--one", part],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        report += "".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("|"))
+    print(report)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
