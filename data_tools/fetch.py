@@ -134,11 +134,10 @@ class SegmentCache:
                 if len(self._short) > 64:
                     self._short.popitem(last=False)
                 return False
-            self._make_room(len(data))
             partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
             partial.write_bytes(data)
             os.utime(partial, (0, self._next_use.get(segment.name, _NEVER)))
-            partial.replace(path)
+            self._admit(partial, path)
         return True
 
     def _ensure_whole(self, shard: int) -> Path:
@@ -149,8 +148,7 @@ class SegmentCache:
                     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
                     try:
                         read_whole(self.url_of(shard), partial, self.retry)
-                        self._make_room(partial.stat().st_size)
-                        partial.replace(path)
+                        self._admit(partial, path)
                         self.fetched += 1
                     finally:
                         partial.unlink(missing_ok=True)
@@ -217,16 +215,19 @@ class SegmentCache:
         sooner += sum(bytes_ for bytes_, next_use in self._coming.values() if next_use <= position)
         return sooner + size <= self.capacity
 
-    def _make_room(self, size: int) -> None:
+    def _admit(self, partial: Path, path: Path) -> None:
+        """Give a fetched file its name, after evicting what is needed last until it fits."""
+        size = partial.stat().st_size
         with self._locked("room"):
             entries = sorted(self._entries(), reverse=True)
             total = sum(bytes_ for _, bytes_, _ in entries)
-            for _, bytes_, path in entries:
+            for _, bytes_, old in entries:
                 if total + size <= self.capacity:
                     break
-                path.unlink(missing_ok=True)
-                self._files.forget(str(path))
+                old.unlink(missing_ok=True)
+                self._files.forget(str(old))
                 total -= bytes_
+            partial.replace(path)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

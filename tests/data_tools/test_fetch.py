@@ -71,7 +71,9 @@ def test_cache_is_bounded_and_evicts_what_is_needed_last(folder):
             assert sum(size for _, size, _ in cache._entries()) <= small.cache_bytes
         cache.close()
         refetched = len([r for r in server.requests if r[1]])
-        assert refetched <= 16  # 12 chunks; one that is needed in the next steps is never thrown out
+        assert (
+            refetched <= 24
+        )  # 12 chunks, and some of the next epoch; one that is needed in the next steps is never thrown out
 
 
 def test_cache_evicts_the_farthest_use_first(folder):
