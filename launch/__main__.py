@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument(
         "--out", type=Path, default=None, help="the run's folder; default: runs/demo_<modality>"
     )
+    demo.add_argument("--quick", action="store_true", help="a moment of every step, to see that it runs here")
     for name in ("pretrain", "finetune"):
         job = jobs.add_parser(name, help=f"python -m {name} in every process", add_help=False)
         job.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--processes: at least 1")
     try:
         if arguments.job == "demo":
-            return run_demo(arguments.modality, arguments.out, arguments.processes)
+            return run_demo(arguments.modality, arguments.out, arguments.processes, arguments.quick)
         return run_processes(arguments.job, arguments.arguments, arguments.processes)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

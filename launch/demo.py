@@ -10,50 +10,42 @@ from launch.local import run_one, run_processes
 
 Step = tuple[str, Callable[[], int]]
 
+QUICK_PRETRAINING = ["train.steps=40", "probe.every=20", "tracking.picture_every=20", "tracking.log_every=10"]
+QUICK_FINETUNING = ["protocol.labels_per_class=[10]", "protocol.draws=2", "train.steps=5"]
+"""Every step of the story for a moment, to see that it runs here; the numbers mean nothing then."""
 
-def image_steps(out: Path, processes: int | None) -> list[Step]:
-    """Digits: a masked autoencoder sees a quarter of each image; then 10 and 100 labels a class."""
+
+def image_steps(out: Path, processes: int | None, quick: bool) -> list[Step]:
+    """Digits: a masked autoencoder sees four patches in ten; then 10 and 100 labels a class."""
+    settings = ["mae_digits", f"run_dir={out}", *(QUICK_PRETRAINING if quick else [])]
     return [
         (
             "Pretrain a masked autoencoder on 12,000 unlabelled digits",
-            lambda: run_processes("pretrain", ["mae_digits", f"run_dir={out}"], processes),
+            lambda: run_processes("pretrain", settings, processes),
         ),
-        *finish("digits", out, processes),
+        *finish("digits", out, processes, quick),
     ]
 
 
-def text_steps(out: Path, processes: int | None) -> list[Step]:
-    """State of the Union addresses: a tokenizer, a masked language model, then few labelled paragraphs."""
-    tokenizer, tokens = out / "data" / "tokenizer", out / "data" / "tokens"
+def text_steps(out: Path, processes: int | None, quick: bool) -> list[Step]:
+    """State of the Union addresses: a masked language model reads them; then few labelled paragraphs."""
+    settings = ["mlm_sotu", f"run_dir={out}", *(QUICK_PRETRAINING if quick else [])]
     return [
         (
-            "Train a tokenizer on State of the Union addresses",
-            lambda: unless_done(tokenizer, ["tokenizer", "sample:sotu", str(tokenizer)]),
+            "Pretrain a masked language model on State of the Union addresses",
+            lambda: run_processes("pretrain", settings, processes),
         ),
-        (
-            "Tokenize them",
-            lambda: unless_done(
-                tokens, ["tokenize", "sample:sotu", str(tokens), "--tokenizer", str(tokenizer)]
-            ),
-        ),
-        (
-            "Pretrain a masked language model on them",
-            lambda: run_processes(
-                "pretrain", ["mlm_sotu", f"data.path={tokens}", f"run_dir={out}"], processes
-            ),
-        ),
-        *finish("sotu", out, processes),
+        *finish("sotu", out, processes, quick),
     ]
 
 
-def finish(recipe: str, out: Path, processes: int | None) -> list[Step]:
+def finish(recipe: str, out: Path, processes: int | None, quick: bool) -> list[Step]:
     """What follows any pretraining run."""
+    settings = [recipe, f"encoder={out}", f"out={out / 'finetune'}", *(QUICK_FINETUNING if quick else [])]
     return [
         (
             "Fine-tune it on few labels, against the same network from scratch",
-            lambda: run_processes(
-                "finetune", [recipe, f"encoder={out}", f"out={out / 'finetune'}"], processes
-            ),
+            lambda: run_processes("finetune", settings, processes),
         ),
         ("Release the encoder", lambda: run_one("pretrain", ["release", str(out)])),
         ("Write the report", lambda: run_one("pretrain", ["report", str(out)])),
@@ -63,11 +55,11 @@ def finish(recipe: str, out: Path, processes: int | None) -> list[Step]:
 MODALITIES = {"image": image_steps, "text": text_steps}
 
 
-def run_demo(modality: str, out: Path | None, processes: int | None) -> int:
+def run_demo(modality: str, out: Path | None, processes: int | None, quick: bool = False) -> int:
     """Run the demo's steps in order; stop at the first that fails and return its exit status."""
     out = out or Path("runs") / f"demo_{modality}"
     started = time.perf_counter()
-    steps = MODALITIES[modality](out, processes)
+    steps = MODALITIES[modality](out, processes, quick)
     for i, (title, step) in enumerate(steps, 1):
         print(f"\n[{i}/{len(steps)}] {title}", flush=True)
         status = step()
@@ -79,9 +71,3 @@ def run_demo(modality: str, out: Path | None, processes: int | None) -> int:
     print(f"  encoder  {out / 'release'}   (transformers.AutoModel.from_pretrained opens it)")
     print(f"  report   {out / 'report.html'}   (open it in a browser)")
     return 0
-
-
-def unless_done(folder: Path, command: list[str]) -> int:
-    """Run a `data_tools` command that makes `folder`, unless it stands there complete: the demo can be started again."""
-    complete = (folder / "manifest.json").exists() or (folder / "tokenizer.json").exists()
-    return 0 if complete else run_one("data_tools", command)

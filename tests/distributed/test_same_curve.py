@@ -31,7 +31,7 @@ def assert_same_curve(one, other, tolerance=1e-5):
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "loss"), [("mae_digits", "loss"), ("gan_digits", "discriminator/loss")])
 def test_two_processes_learn_what_one_learns(tmp_path, recipe, loss):
-    batch = "train.global_batch_size=64" if recipe == "mae_digits" else "train.global_batch_size=16"
+    batch = "train.global_batch_size=64" if recipe == "mae_digits" else "train.global_batch_size=8"
     one = curve(recipe, tmp_path / "one", 1, batch)
     two = curve(recipe, tmp_path / "two", 2, batch)
     assert_same_curve(one, two)
