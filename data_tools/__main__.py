@@ -97,17 +97,34 @@ def _add_index(commands: Any) -> None:
     )
     parser.add_argument("folder", type=Path, help="folder with .tar files")
     parser.add_argument(
+        "--import",
+        dest="from_index",
+        choices=["energon"],
+        help="take over Energon's index instead of scanning",
+    )
+    parser.add_argument(
+        "--export", choices=["energon", "dali"], help="write this index too, beside the shards"
+    )
+    parser.add_argument(
         "--crc", action="store_true", help="read the payloads too and keep a checksum of each sample"
     )
     add_processes(parser)
 
 
 def _run_index(a: argparse.Namespace) -> int:
+    from data_tools.dataset import open_dataset
     from data_tools.index import index_shards
+    from data_tools.interop import export_dali, export_energon, import_energon
 
     if not a.folder.is_dir():
         raise UserError(f"{a.folder}: there is no such folder; give the folder that holds the .tar files")
-    manifest, bad = index_shards(sorted(a.folder.rglob("*.tar")), a.folder, a.crc, a.processes)
+    bad: list[tuple[str, str, str]] = []
+    if a.from_index:
+        manifest = import_energon(a.folder)
+    else:
+        manifest, bad = index_shards(sorted(a.folder.rglob("*.tar")), a.folder, a.crc, a.processes)
+    if a.export:
+        {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(a.folder))
     print_manifest(a.folder, manifest)
     _print_bad(bad)
     return 0
