@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import relu, softplus
 
 from data_tools.errors import UserError
@@ -93,7 +94,8 @@ class GAN(Objective):
     def penalty(self, batch: Batch) -> Loss:
         """R1: γ/2 · ‖∇D‖² at real images scaled to [−1, 1], times the steps that it stands for."""
         image = (unit_range(batch["image"]) * 2 - 1).requires_grad_()
-        logits = self.judge((image + 1) / 2)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            logits = self.judge((image + 1) / 2)
         (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
         return Loss(gradient.pow(2).sum() * (self.config.r1_gamma / 2 * self.config.r1_every))
 

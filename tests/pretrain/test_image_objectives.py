@@ -179,6 +179,13 @@ def test_gan_learns_to_tell_forgeries_and_then_to_forge():
     assert all(row.shape == (4, 1, 28, 28) and row.min() >= 0 and row.max() <= 1 for row in rows.values())
 
 
+def test_a_vision_transformer_can_judge_too():
+    vit = load_recipe("mae_digits")[0]["encoder"]
+    objective, engine, batch = build("gan_digits", encoder=vit)
+    losses = learn(objective, engine, lambda step: batch(step, size=8), steps=2)
+    assert all(np.isfinite(losses[name]).all() for name in ("discriminator", "r1", "generator"))
+
+
 def test_stroke_width_of_drawn_bars():
     for width in (1, 2, 4):
         bar = np.zeros((40, 40, 1), np.uint8)
