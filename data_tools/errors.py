@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -25,3 +26,9 @@ def run_cli(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` did you mean 'x'?`, or nothing when no known word is near."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" did you mean {match[0]!r}?" if match else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_tools.errors import UserError
+from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
 from pretrain.config import (
     OptimizerConfig,
@@ -21,24 +22,6 @@ from pretrain.config import (
 
 RECIPES = Path(__file__).parent / "recipes"
 Method = Literal["full", "scratch", "linear", "knn"]
-
-
-@dataclass(frozen=True)
-class LabelledDataConfig:
-    """Labelled samples to learn from and to be judged by."""
-
-    train: str = "sample:digits"
-    test: str | None = "sample:digits_test"
-    """None: hold out a part of `train`."""
-    holdout: float = 0.25
-    """Share of the groups that is held out where there is no test set."""
-    group: str | None = None
-    """Field whose values are held out whole, e.g. `json.year`: paragraphs of one speech must not stand on both sides.
-    None: every sample for itself."""
-    label: str = "label"
-    """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
-    label_bins: tuple[float, ...] | None = None
-    """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
 
 
 @dataclass(frozen=True)

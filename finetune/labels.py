@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +13,30 @@ from numpy.typing import NDArray
 
 from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.errors import UserError
-from finetune.config import LabelledDataConfig
 from pretrain.encoders.base import field
 
 MEMORY = 512 * 2**20
 """Bytes of decoded samples that are kept; what does not fit is decoded each time."""
 UNKNOWN = -1
 """Class number of a test sample whose class no training sample has: never predicted, so always counted as wrong."""
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig:
+    """Labelled samples to learn from and to be judged by."""
+
+    train: str = "sample:digits"
+    test: str | None = "sample:digits_test"
+    """None: hold out a part of `train`."""
+    holdout: float = 0.25
+    """Share of the groups that is held out where there is no test set."""
+    group: str | None = None
+    """Field whose values are held out whole, e.g. `json.year`: paragraphs of one speech must not stand on both sides.
+    None: every sample for itself."""
+    label: str = "label"
+    """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
+    label_bins: tuple[float, ...] | None = None
+    """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
 
 
 class Remembered:

@@ -6,7 +6,6 @@ a recipe is ever executed or read from the environment.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, nearest
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
 from pretrain.tracking.config import TrackingConfig
 
@@ -250,12 +249,6 @@ def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
                 raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
             if isinstance(value, dict):
                 reject_unknown(type(default), value, dotted)
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """` did you mean 'x'?`, or nothing when no known word is near."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" did you mean {match[0]!r}?" if match else ""
 
 
 def check(config: Config) -> None:

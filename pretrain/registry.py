@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, nearest
 
 
 def find_class(name: str, known: dict[str, type], key: str) -> Any:
@@ -17,8 +17,6 @@ def find_class(name: str, known: dict[str, type], key: str) -> Any:
     if name in known:
         return known[name]
     if ":" not in str(name):
-        from pretrain.config import nearest
-
         raise UserError(
             f"{key}={name!r}: unknown;{nearest(str(name), list(known))} known: {', '.join(known)}, "
             "or your own as module:Class"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_tools.errors import UserError
-from pretrain.config import build_section, nearest
+from data_tools.errors import UserError, nearest
+from pretrain.config import build_section
 from pretrain.encoders import ENCODERS
 from pretrain.encoders.base import Encoder
 

@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
-from finetune.config import LabelledDataConfig
-from finetune.labels import UNKNOWN, bin_names, draw, drawable, hold_out, label_of, read_labelled
+from finetune.labels import (
+    UNKNOWN,
+    LabelledDataConfig,
+    bin_names,
+    draw,
+    drawable,
+    hold_out,
+    label_of,
+    read_labelled,
+)
 
 numbers = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array)
 

@@ -11,8 +11,7 @@ from processes import run
 
 from data_tools.dataset import open_dataset
 from finetune.__main__ import main
-from finetune.config import LabelledDataConfig, load_config
-from finetune.labels import draw, read_labelled
+from finetune.labels import LabelledDataConfig, draw, load_config, read_labelled
 from finetune.protocol import Drawing, fine_tune, open_bench
 from finetune.training import TestSet, accuracy, open_pretrained
 from pretrain.config import TrainConfig

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.config import LabelledDataConfig
-from finetune.labels import Labelled
+from finetune.labels import Labelled, LabelledDataConfig
 from finetune.tasks.image_classification import ImageClassification, ImageClassificationConfig, random_affine
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
 
