@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ class _progress:  # noqa: N801 - used as a function
                 f"{self._title}: {self._samples:,} samples in {seconds:.1f} s, {self._rate()}",
                 file=sys.stderr,
             )
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster as an executor; raises UserError when there is none at the address."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError("--dask: Dask is not installed; `pip install masquerade[cluster]`") from None
+    try:
+        client = Client(address, timeout=30)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--dask {address}: no cluster answers there ({type(error).__name__}); start one first"
+        ) from None
+    with client:
+        yield client.get_executor()
 
 
 def parse_part(text: str) -> tuple[int, int]:

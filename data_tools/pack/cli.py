@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def add_output(parser: Parser) -> None:
     parser.add_argument(
         "--shard", default="0/1", metavar="K/N", help="do part K of N only, as one task of a job array"
     )
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="run on this Dask cluster, which must see the same folders"
+    )
     add_processes(parser)
 
 
@@ -99,10 +103,12 @@ def _plan_text(a: argparse.Namespace) -> Any:
 
 
 def run_pack(a: argparse.Namespace) -> int:
-    from data_tools.jobs import parse_part
+    from data_tools.jobs import dask_executor, parse_part
     from data_tools.pack.engine import SKIPPED_NAME, pack
 
-    result = pack(a.plan(a), a.output, a.shard_mb << 20, a.processes, parse_part(a.shard))
+    source, part = a.plan(a), parse_part(a.shard)
+    with dask_executor(a.dask) if a.dask else nullcontext() as executor:
+        result = pack(source, a.output, a.shard_mb << 20, a.processes, part, executor)
     if result.manifest is None:
         print(f"part {a.shard} is done; the manifest is written by the part that finishes last")
         return 0

@@ -377,3 +377,20 @@ def test_ctrl_c_is_one_line():
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert (process.returncode, error) == (130, "interrupted\n")
+
+
+@pytest.mark.slow
+def test_pack_on_a_dask_cluster_gives_the_same_data(tmp_path, fails):
+    distributed = pytest.importorskip("distributed")
+    folder = image_folder(tmp_path / "in", each=30)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert command("pack", "images", folder, tmp_path / "out", "--dask", cluster.scheduler_address) == 0
+    assert command("pack", "images", folder, tmp_path / "one", "--processes", 1) == 0
+    assert open_dataset(tmp_path / "out").fingerprint == open_dataset(tmp_path / "one").fingerprint
+
+
+def test_dask_without_a_cluster_is_one_line(tmp_path, fails):
+    pytest.importorskip("distributed")
+    assert "no cluster answers" in fails(
+        "pack", "images", image_folder(tmp_path / "in"), tmp_path / "o", "--dask", "nonsense"
+    )
