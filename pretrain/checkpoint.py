@@ -87,7 +87,7 @@ def complete(folder: Path) -> list[Path]:
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are what its manifest says, and what is wrong with the newer ones."""
-    broken = []
+    broken: list[str] = []
     for path in reversed(complete(folder)):
         fault = find_fault(path)
         if fault is None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from data_tools.dataset import Dataset, open_dataset
 from data_tools.loader import Loader
 from data_tools.stream import PackedStream, Stream
-from torch import nn
-
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.encoders import encoder_class
@@ -28,7 +28,7 @@ from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder
 from pretrain.tracking import Tracker
 from pretrain.tracking.report import write_report
-from pretrain.trainer import Hook, Trainer, seed_of
+from pretrain.trainer import Hook, Tracks, Trainer, seed_of
 
 PICTURE_SAMPLES = 8
 
@@ -134,7 +134,7 @@ def fit(trainer: Trainer) -> None:
 
 
 def build_hooks(
-    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracker | None
+    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracks | None
 ) -> tuple[Hook, ...]:
     """Pictures and probes, as often as the configuration asks for them."""
     hooks = [Hook(config.tracking.picture_every, picture_hook(config, objective, dataset, engine, tracker))]
@@ -144,7 +144,7 @@ def build_hooks(
 
 
 def picture_hook(
-    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracker | None
+    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracks | None
 ) -> Any:
     """Always the same samples with the same things hidden, so that pictures of different steps can be compared."""
     stream = build_stream(config, dataset)
@@ -163,7 +163,7 @@ def picture_hook(
     return hook
 
 
-def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracker | None) -> Any:
+def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
     probe = OnlineProbe(config.probe)
 
     def hook(step: int) -> None:

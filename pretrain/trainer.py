@@ -18,13 +18,17 @@ from pretrain.config import Config
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
+from pretrain.tracking.pictures import Picture
 
 
 class Tracks(Protocol):
     """What the trainer tells of itself; `pretrain.tracking.Tracker` in a real run."""
 
     def train(self, step: int, values: dict[str, Any]) -> None: ...
+    def probe(self, step: int, values: dict[str, Any]) -> None: ...
+    def picture(self, step: int, picture: Picture) -> None: ...
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
+    def close(self, status: str) -> None: ...
 
 
 @dataclass

@@ -6,6 +6,7 @@ many processes share the global batch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,11 @@ class ConvNextV2Encoder(ImageEncoder):
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
     def blocks(self) -> list[nn.Module]:
-        return [layer for stage in self.model.encoder.stages for layer in stage.layers]
+        return [
+            m
+            for name, m in self.model.encoder.named_modules()
+            if re.fullmatch(r"stages\.\d+\.layers\.\d+", name)
+        ]
 
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:

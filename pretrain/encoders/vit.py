@@ -77,7 +77,7 @@ class ViTEncoder(ImageEncoder):
             embeddings.position_embeddings.data[0, 1:] = table
             embeddings.position_embeddings.requires_grad_(False)
 
-    def forward(self, batch: dict[str, Any], keep: Tensor | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Any], keep: Tensor | None = None, **hidden: Any) -> Tensor:
         """Tokens of the class token and of the patches in `keep`.
 
         Args:
@@ -137,7 +137,7 @@ def patch_tokens(model: ViTModel, pixels: Tensor) -> Tensor:
 
 def hf_config(config: ViTEncoderConfig) -> ViTConfig:
     """Our settings as `transformers` writes them."""
-    return ViTConfig(
+    return ViTConfig(  # type: ignore[call-arg]
         image_size=config.image_size,
         patch_size=config.patch_size,
         num_channels=config.num_channels,

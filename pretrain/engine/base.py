@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,7 +52,7 @@ class Trainee(nn.Module):
         self.roles = nn.ModuleDict({name: objective.roles[name] for name in names})
         self.objective = objective
 
-    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
+    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, Mapping[str, Metric]]:
         """The loss sum and the metrics, as a tuple: DDP's static graph reduces nothing behind a dataclass."""
         loss = self.objective.loss(phase, batch)
         return loss.sum, loss.metrics

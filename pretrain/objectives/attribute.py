@@ -60,9 +60,7 @@ class Attribute(Objective):
         self.specs = config.attributes
         self.rotates = any(spec.derive == "rotation" for spec in self.specs.values())
         self.answers = find_answers(self.specs, dataset)
-        self.roles["heads"] = nn.ModuleDict(
-            {name: nn.Linear(encoder.dim, self.answers[name].outputs) for name in self.specs}
-        )
+        self.roles["heads"] = Heads(encoder.dim, {name: self.answers[name].outputs for name in self.specs})
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
         """The whole sample, and by attribute the answer "name" and whether it has one "name_valid" (0 or 1)."""
@@ -83,9 +81,10 @@ class Attribute(Objective):
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         pooled = self.encoder.pool(self.roles["encoder"](batch), batch)  # (B, D)
+        outputs = self.roles["heads"](pooled)
         total, metrics = pooled.new_zeros((), dtype=torch.float32), {}
         for name, spec in self.specs.items():
-            output = self.roles["heads"][name](pooled).float()  # (B, classes) or (B, 1)
+            output = outputs[name].float()  # (B, classes) or (B, 1)
             valid = batch[f"{name}_valid"]  # (B,)
             error, score = judge(output, batch[name], spec.kind)  # (B,), (B,)
             total = total + spec.weight * (error * valid).sum()
@@ -94,6 +93,18 @@ class Attribute(Objective):
                 valid.sum(),
             )
         return Loss(total, metrics)
+
+
+class Heads(nn.Module):
+    """A linear layer for each attribute."""
+
+    def __init__(self, dim: int, outputs: dict[str, int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(dim, number) for name, number in outputs.items()})
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
+        """(B, D) → by attribute (B, classes), or (B, 1)."""
+        return {name: layer(pooled) for name, layer in self.layers.items()}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Autoencoder(Objective):
         return {"image": clean + noise, "target": clean}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        target = unit_range(batch.get("target", batch["image"]))  # (B, C, S, S)
+        target = unit_range(batch["target" if "target" in batch else "image"])  # (B, C, S, S)
         drawing = self.draw(batch).float()
         if self.config.loss == "bce":
             error = F.binary_cross_entropy_with_logits(drawing, target, reduction="none")
@@ -85,7 +85,7 @@ class Autoencoder(Objective):
 
     def picture(self, batch: Batch) -> ImageGrid:
         seen = {"corrupted": unit_range(batch["image"]).clamp(0, 1)} if "target" in batch else {}
-        original = unit_range(batch.get("target", batch["image"]))
+        original = unit_range(batch["target" if "target" in batch else "image"])
         return ImageGrid({"original": original, **seen, "reconstruction": self.reconstruct(batch)})
 
 

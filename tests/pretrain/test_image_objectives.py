@@ -237,8 +237,8 @@ def test_missing_answers_count_neither_in_the_loss_nor_in_its_normaliser():
     # The same by hand, answer by answer, in float64.
     with torch.no_grad():
         pooled = objective.encode(batch).pooled
-        color = objective.roles["heads"]["color"](pooled).double().numpy()
-        big = objective.roles["heads"]["big"](pooled).double().numpy()[:, 0]
+        color = objective.roles["heads"](pooled)["color"].double().numpy()
+        big = objective.roles["heads"](pooled)["big"].double().numpy()[:, 0]
     classes = objective.answers["color"].classes
     assert classes == {"blue": 0, "red": 1}
     log_softmax = color - np.log(np.exp(color).sum(1, keepdims=True))
