@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pretrain.checkpoint import newest_valid
 from pretrain.config import Config, build_config, plain
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
+from pretrain.engine.base import without_advice
 from pretrain.model_card import write_model_card
 from pretrain.objectives.base import Batch, stack
 from pretrain.run_folder import load_run_config
@@ -63,8 +63,7 @@ def load_run_encoder(run: Path) -> Trained:
     dataset = open_dataset(config.data.path)
     objective = build_objective(config, dataset)
     state = {"roles": {name: module.state_dict() for name, module in objective.roles.items()}}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as is meant here
+    with without_advice():
         dcp.load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
     for name, module in objective.roles.items():
         module.load_state_dict(state["roles"][name])

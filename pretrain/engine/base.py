@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,15 +161,25 @@ class Engine(ABC):
         This is `torch.distributed.checkpoint` (DCP), which every world size loads again; an engine that has a format of
         its own overrides both, and still writes the roles with DCP, so that a release reads every checkpoint alike.
         """
-        dcp.save(self.state_dict(), storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+        with without_advice():
+            dcp.save(self.state_dict(), storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote. Called on all ranks together."""
         state = self.state_dict()
-        dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
+        with without_advice():
+            dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
         self.load_state_dict(state)
 
     def close(self) -> None:
         """Leave the process group. Never a collective: the others may be gone."""
         if self.started_group:
             dist.destroy_process_group()
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """DCP remarks on every single process that it is alone; it is meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
