@@ -74,19 +74,25 @@ def parse_header(block: bytes) -> Header:
     """Check and parse one header block (512 bytes); raises TarError."""
     if len(block) != BLOCK:
         raise TarError(f"header cut after {len(block)} of {BLOCK} bytes")
-    field = block[148:156]
-    try:
-        expected = int(field.split(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        raise TarError("header checksum is no octal number") from None
-    # adler32's low half is 1 + the sum of all bytes (mod 65521): the header checksum at the speed of C. The
-    # checksum field itself counts as eight spaces.
-    if ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - expected) % 65521:
+    if not _checksum_fits(block):
         raise TarError("header checksum does not match")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     return Header(name.decode("utf-8", "surrogateescape"), _number(block[124:136]), block[156:157])
+
+
+def _checksum_fits(block: bytes) -> bool:
+    """Whether the sum of the header's bytes is what it says, its checksum field counting as eight spaces.
+
+    adler32's low half is 1 + the sum of all bytes (mod 65521): the sum at the speed of C.
+    """
+    field = block[148:156]
+    try:
+        expected = int(field.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return False
+    return ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - expected) % 65521 == 0
 
 
 def _number(field: bytes) -> int:
@@ -248,7 +254,7 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     out: dict[str, memoryview] = {}
     sample_key, offset, end = "", 0, len(raw)
     while offset < end:
-        plain = None if check else _plain_member(raw, offset)
+        plain = _plain_member(raw, offset, check)
         if plain is None:
             member, kind = _read_member(lambda start, size: raw[start : start + size], offset, end)
             name, data, size, offset = member.name, member.data, member.size, member.end
@@ -271,9 +277,17 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     return sample_key, out
 
 
-def _plain_member(raw: bytes, offset: int) -> tuple[str, int] | None:
+def _plain_member(raw: bytes, offset: int, check: bool) -> tuple[str, int] | None:
     """(name, size) of a regular ustar member with a short name, the usual case; None for any other."""
-    if raw[offset + 156] != 0x30 or raw[offset + 345] or raw[offset + 124] & 0x80:
+    block = raw[offset : offset + BLOCK]
+    if len(block) < BLOCK or block[156] != 0x30 or block[345] or block[124] & 0x80:
         return None
-    name = raw[offset : offset + 100].split(b"\0", 1)[0]
-    return name.decode("utf-8", "surrogateescape"), int(raw[offset + 124 : offset + 135], 8)
+    if check and not _checksum_fits(block):
+        return None  # the general way says what is wrong
+    try:
+        size = int(block[124:135], 8)
+    except ValueError:
+        return None
+    if offset + BLOCK + size > len(raw):
+        return None
+    return block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), size
