@@ -251,6 +251,13 @@ def test_missing_answers_count_neither_in_the_loss_nor_in_its_normaliser():
     assert right.item() == (color[0].argmax() == 1) + (color[1].argmax() == 0)
 
 
+def test_a_json_field_is_asked_of_text():
+    objective, engine, batch = build("attribute_sotu")
+    assert {"Democratic", "Republican"} <= set(objective.answers["party"].classes)
+    first, last = learn(objective, engine, lambda _: batch(0, size=16), steps=8)["train"]
+    assert last < 0.8 * first  # one batch, learned by heart
+
+
 def test_numbers_are_standardised_by_what_the_data_hold():
     samples = [made_up(i, weight=w) for i, w in enumerate([1.0, 2.0, 3.0, 6.0])]
     objective = attribute_objective(samples, weight={"field": "json.weight", "kind": "number"})
