@@ -139,9 +139,11 @@ class DeepSpeedEngine(Engine):
         with self.deepspeed.zero.GatheredParameters(parameters):
             for parameter in parameters:
                 parameter.ds_active_sub_modules.add(READING)
-            yield
-            for parameter in parameters:
-                parameter.ds_active_sub_modules.clear()
+            try:
+                yield
+            finally:
+                for parameter in parameters:
+                    parameter.ds_active_sub_modules.clear()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
