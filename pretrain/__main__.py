@@ -13,6 +13,8 @@ EPILOG = """examples:
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
   torchrun --nproc-per-node 2 -m pretrain mae_digits
+  torchrun --nproc-per-node 8 -m pretrain mae_digits engine=fsdp
+  deepspeed --num_gpus 8 --module pretrain mae_digits engine=deepspeed deepspeed.stage=2
   python -m pretrain release runs/mae_digits
   python -m pretrain report runs/mae_digits
 """
@@ -38,6 +40,8 @@ def pretrain(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    # The `deepspeed` launcher says this beside LOCAL_RANK, which is what counts.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
     from pretrain.config import format_config, load_config

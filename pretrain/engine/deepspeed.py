@@ -139,9 +139,11 @@ class DeepSpeedEngine(Engine):
         with self.deepspeed.zero.GatheredParameters(parameters):
             for parameter in parameters:
                 parameter.ds_active_sub_modules.add(READING)
-            yield
-            for parameter in parameters:
-                parameter.ds_active_sub_modules.clear()
+            try:
+                yield
+            finally:
+                for parameter in parameters:
+                    parameter.ds_active_sub_modules.clear()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -175,7 +177,7 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         for name, engine in self.engines.items():
-            engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG)
+            engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG, client_state=universal_info())
         state = self.state_dict()
         dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
 
@@ -223,6 +225,7 @@ def import_deepspeed() -> Any:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for one even of a process that is alone
     try:
         import deepspeed
     except ImportError:
@@ -231,6 +234,14 @@ def import_deepspeed() -> Any:
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+def universal_info() -> dict[str, Any]:
+    """What `ds_to_universal` wants to find in a checkpoint; our models have no special parameters."""
+    from deepspeed.checkpoint import constants
+
+    version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+    return {constants.UNIVERSAL_CHECKPOINT_INFO: version}
 
 
 def refuse_other_than_adam(optimizer: torch.optim.Optimizer) -> None:

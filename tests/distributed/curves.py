@@ -1,7 +1,7 @@
 """Under torchrun: train tiny runs of several objectives one after the other on one engine, and write their losses.
 
 One start of the processes serves every objective, because starting them takes longer than training them.
-Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.curves out.json engine=fsdp
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.curves out.json mae,gan engine=fsdp
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ CASES: dict[str, list[str]] = {
             "objective.generator_width=8", "objective.r1_every=4"],
     "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
              "optimizer.lr=0.01"],
+    "gan_without_r1": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]",
+                       "objective.generator_width=8", "objective.r1_gamma=0"],
+    "hard_without_penalty": ["mae_digits", *SMALL, "optimizer.lr=0.01",
+                             "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
 
@@ -65,11 +69,11 @@ def curve(case: str, overrides: list[str]) -> list[dict[str, float]]:
     return recorder.rows
 
 
-def main(out: str, overrides: list[str]) -> None:
+def main(out: str, cases: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     world = World.from_environment()
     curves = {}
-    for case in CASES:
+    for case in cases.split(","):
         for cuts in ACCUMULATIONS if world.size < 4 else (1,):
             micro = BATCH // world.size // cuts
             curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
@@ -80,4 +84,4 @@ def main(out: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

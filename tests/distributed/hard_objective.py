@@ -16,6 +16,7 @@ DIM, VOCABULARY = 16, 24
 @dataclass(frozen=True)
 class HardConfig:
     name: str = "tests.distributed.hard_objective:Hard"
+    penalty: bool = True
 
 
 class Block(nn.Module):
@@ -82,9 +83,10 @@ class Hard(Objective):
         return {"tokens": rng.integers(VOCABULARY, size=8), "counted": (torch.arange(8) < length).numpy()}
 
     def phases(self):
+        penalty = [Phase("penalty", trains=("critic",), optimizer="critic", every=2, fp32=True)]
         return [
             Phase("critic", trains=("critic",), optimizer="critic"),
-            Phase("penalty", trains=("critic",), optimizer="critic", every=2, fp32=True),
+            *(penalty if self.config.penalty else []),
             Phase("words", trains=("words", "head")),
         ]
 
