@@ -127,7 +127,13 @@ def test_every_phase_has_its_curve(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["config.yaml", "environment.json", "metrics.jsonl", "pictures/step_00000200.png", "finetune/finetune.json"],
+    [
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "pictures/step_00000200.png",
+        "finetune/finetune.json",
+    ],
 )
 def test_missing_and_damaged_parts_are_left_out(tmp_path, damage):
     run = write_run(tmp_path / "run", steps=200, picture=None)
