@@ -11,7 +11,8 @@ from processes import run
 
 from data_tools.dataset import open_dataset
 from finetune.__main__ import main
-from finetune.labels import LabelledDataConfig, draw, load_config, read_labelled
+from finetune.config import load_config
+from finetune.labels import LabelledDataConfig, draw, read_labelled
 from finetune.protocol import Drawing, fine_tune, open_bench
 from finetune.training import TestSet, accuracy, open_pretrained
 from pretrain.config import TrainConfig
