@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from pretrain.objectives.base import Batch, Loss, Objective, Phase
 FOLDER = "deepspeed"
 """Where in a checkpoint DeepSpeed's own files are, one folder an optimizer."""
 TAG = "state"
+STALE_AFTER = 600
+"""Seconds after which nobody is building an extension any more."""
 READING = -1
 """Stands for us among the modules that are using a ZeRO-3 parameter, whose ids are not negative."""
 
@@ -233,7 +236,19 @@ def import_deepspeed() -> Any:
             'engine=deepspeed: deepspeed is not installed; pip install --no-build-isolation "masquerade[deepspeed]"'
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    remove_stale_build_locks()
     return deepspeed
+
+
+def remove_stale_build_locks() -> None:
+    """Delete the lock of a build that was killed: torch would wait for it for ever, and a build takes a minute."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with suppress(FileNotFoundError):  # another rank was faster
+            if time.time() - lock.stat().st_mtime > STALE_AFTER:
+                lock.unlink()
 
 
 def universal_info() -> dict[str, Any]:

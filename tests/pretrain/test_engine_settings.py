@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -183,3 +184,16 @@ def test_an_attention_back_end_reaches_every_layer():
     assert {layer.attention.config._attn_implementation for layer in eager.layers} == {"eager"}
     pixels = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
     torch.testing.assert_close(eager(pixels).last_hidden_state, plain(pixels).last_hidden_state)
+
+
+def test_the_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monkeypatch):
+    from pretrain.engine.deepspeed import remove_stale_build_locks
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    old, fresh = (tmp_path / "cpu" / f"deepspeed_{name}" / "lock" for name in ("a", "b"))
+    for lock in (old, fresh):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(old, (0, 0))
+    remove_stale_build_locks()
+    assert (old.exists(), fresh.exists()) == (False, True)
