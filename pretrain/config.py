@@ -24,12 +24,23 @@ RECIPES = Path(__file__).parent / "recipes"
 class DataConfig:
     """Which shards, and how they become rows and batches."""
 
-    path: str = "sample:digits"
+    path: str | dict[str, float] = "sample:digits"
+    """A data set, or several with their weights: `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a run is
+    started again; they hold from there on."""
+    mix_by: Literal["sample", "token"] = "sample"
+    """What the weights are shares of."""
+    max_damage_rate: float = 0.01
+    """Share of samples that may be damaged, and replaced by others, before the run stops."""
     sequence_length: int | None = None
     """Tokens in a row: token data sets are packed into full rows of this length."""
     workers: int = 0
     """Decoding workers of each rank; 0 decodes in the loader's own background thread."""
     worker_kind: Literal["thread", "process"] = "thread"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The data sets with their weights; one alone has all of it."""
+        return dict(self.path) if isinstance(self.path, dict) else {self.path: 1.0}
 
 
 @dataclass(frozen=True)
@@ -270,6 +281,8 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
+    if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
+        raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_schedule(config.schedule, train.steps)
     for name in config.optimizer_overrides or {}:
         config.optimizer_for(name)

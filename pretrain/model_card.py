@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from data_tools.dataset import open_dataset
 from pretrain.config import Config, to_dict
 from pretrain.tracking.environment import redact, redact_text
 
@@ -63,7 +64,6 @@ def write_model_card(
     folder: Path, run: Path, config: Config, encoder: Encoder, dataset: Dataset, step: int
 ) -> None:
     """Write `README.md` into a release folder."""
-    about = dataset.manifest.about
     recipe = redact(without_folders(to_dict(config) | {"run_dir": None}))
     title = f"{config.name}: {encoder.config.name} encoder, pretrained with {config.objective.name}"
     sections = [
@@ -73,7 +73,7 @@ def write_model_card(
         f"{config.train.global_batch_size:,} samples. It holds {parameters(encoder):,} parameters and gives one vector "
         f"of width {encoder.dim} a token.",
         "## Use\n\n```python\n" + loading_code(encoder) + "```" + use_notes(encoder),
-        "## Data\n\n" + data_section(config, dataset, about),
+        "## Data\n\n" + data_section(config, dataset),
         "## Results\n\n" + results_section(run),
         "## Recipe\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False) + "```",
         "## Licence\n\nThe data's licence stands above. Whoever publishes these weights chooses theirs: set `license` "
@@ -120,14 +120,22 @@ def use_notes(encoder: Encoder) -> str:
     )
 
 
-def data_section(config: Config, dataset: Dataset, about: dict[str, Any]) -> str:
-    rows: dict[str, Any] = {
-        "data set": f"`{Path(config.data.path).name}`, {len(dataset):,} samples",
-        "fingerprint": f"`{dataset.fingerprint}`",
-        "licence": licence(dataset),
-        **{key: about[key] for key in ("source", "description", "attribution") if key in about},
-    }
-    return "\n".join(f"- {key}: {value}" for key, value in rows.items())
+def data_section(config: Config, dataset: Dataset) -> str:
+    """What was trained on: `dataset`, and the others where several were mixed."""
+    others = list(config.data.weights)[1:]
+    sources = [dataset, *(open_dataset(path) for path in others)]
+    sections = []
+    for (path, weight), source in zip(config.data.weights.items(), sources, strict=True):
+        share = f", weight {weight:g}" if others else ""
+        about = source.manifest.about
+        rows: dict[str, Any] = {
+            "data set": f"`{Path(path).name}`, {len(source):,} samples{share}",
+            "fingerprint": f"`{source.fingerprint}`",
+            "licence": licence(source),
+            **{key: about[key] for key in ("source", "description", "attribution") if key in about},
+        }
+        sections.append("\n".join(f"- {key}: {value}" for key, value in rows.items()))
+    return "\n\n".join(sections)
 
 
 def licence(dataset: Dataset) -> str:
@@ -196,5 +204,5 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def without_folders(value: Any) -> Any:
     """Settings with absolute paths cut down to their last name: where things lay on a machine is nobody's business."""
     if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
+        return {without_folders(key): without_folders(item) for key, item in value.items()}
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value

@@ -15,10 +15,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 
-from data_tools.dataset import Dataset, open_dataset
+from data_tools.dataset import Dataset
 from data_tools.errors import UserError
 from pretrain.checkpoint import newest_valid
 from pretrain.config import Config, build_config, plain
+from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
 from pretrain.engine.base import without_advice
@@ -60,7 +61,7 @@ def load_run_encoder(run: Path) -> Trained:
         log.warning("passed over a broken checkpoint: %s", fault)
     from pretrain.run import build_objective
 
-    dataset = open_dataset(config.data.path)
+    dataset = first_of(open_sources(config.data))
     objective = build_objective(config, dataset)
     state = {"roles": {name: module.state_dict() for name, module in objective.roles.items()}}
     with without_advice():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_tools.dataset import Dataset, open_dataset
+from data_tools.dataset import Dataset
 from data_tools.loader import Loader
-from data_tools.stream import PackedStream, Stream
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config, check_world_size, to_dict
+from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
@@ -48,12 +47,12 @@ def run(config: Config) -> Result:
         UserError: settings or data are wrong; nothing has been started then.
     """
     check_world_size(config, World.from_environment().size)
-    dataset = open_dataset(config.data.path)
-    objective = build_objective(config, dataset)
-    total_steps = count_steps(config, dataset)
+    sources = open_sources(config.data)
+    objective = build_objective(config, first_of(sources))
+    total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        train(config, objective, dataset, engine, total_steps)
+        train(config, objective, sources, engine, total_steps)
     finally:
         engine.close()
     return Result(config.folder, total_steps)
@@ -66,43 +65,14 @@ def build_objective(config: Config, dataset: Dataset) -> Objective:
     return objective_class(config.objective.name)(config.objective, encoder, dataset)
 
 
-def build_stream(config: Config, dataset: Dataset) -> Stream | PackedStream:
-    """The samples of the data set in this run's order; tokens packed into rows where a row length is set."""
-    stream = Stream(dataset, seed=config.seed)
-    return PackedStream(stream, length=config.data.sequence_length) if config.data.sequence_length else stream
-
-
-def build_loader(config: Config, objective: Objective, dataset: Dataset, world: World) -> Loader:
-    """This rank's share of every global batch."""
-    return Loader(
-        build_stream(config, dataset),
-        objective.example,
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        workers=config.data.workers,
-        worker_kind=config.data.worker_kind,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def count_steps(config: Config, dataset: Dataset) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    samples = (config.train.epochs or 0) * build_stream(config, dataset).samples_per_epoch
-    return max(1, math.ceil(samples / config.train.global_batch_size))
-
-
-def train(config: Config, objective: Objective, dataset: Dataset, engine: Engine, total_steps: int) -> None:
+def train(config: Config, objective: Objective, sources: Sources, engine: Engine, total_steps: int) -> None:
     """Everything between a started engine and a written report."""
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
     try:
         run_id = engine.broadcast(folder.open(config) if lead else None)
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-        loader = build_loader(config, objective, dataset, engine.world)
+        loader = build_loader(config, objective, sources, engine.world)
         checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint.keep)
         trainer = Trainer(config, objective, loader, engine, total_steps, checkpoints=checkpoints)
         resumed = trainer.resume()
@@ -112,7 +82,7 @@ def train(config: Config, objective: Objective, dataset: Dataset, engine: Engine
             )
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
-        trainer.hooks = build_hooks(config, objective, dataset, engine, trainer.tracker)
+        trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)
         if lead:
             write_report(folder.path)
@@ -134,20 +104,22 @@ def fit(trainer: Trainer) -> None:
 
 
 def build_hooks(
-    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracks | None
+    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> tuple[Hook, ...]:
     """Pictures and probes, as often as the configuration asks for them."""
-    hooks = [Hook(config.tracking.picture_every, picture_hook(config, objective, dataset, engine, tracker))]
+    hooks = []
+    if every := config.tracking.picture_every:
+        hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
     if config.probe.every:
         hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker)))
     return tuple(hooks)
 
 
 def picture_hook(
-    config: Config, objective: Objective, dataset: Dataset, engine: Engine, tracker: Tracks | None
+    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> Any:
     """Always the same samples with the same things hidden, so that pictures of different steps can be compared."""
-    stream = build_stream(config, dataset)
+    stream = build_stream(config, sources)
     loader = Loader(stream, objective.example, seed=config.seed, global_batch_size=PICTURE_SAMPLES)
     batch = next(iter(loader)).micro_batches[0]
     on_device = {

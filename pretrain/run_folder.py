@@ -20,12 +20,20 @@ FREE_KEYS = (
     "data.workers",
     "data.worker_kind",
     "data.path",
+    "data.max_damage_rate",
     "train.micro_batch_size",
     "train.max_skipped_steps",
     "train.compile",
     "train.activation_checkpointing",
     "train.attention",
 )
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key may change; a free key may be a mapping, whose own keys are free with it."""
+    return key.split(".", maxsplit=1)[0] in FREE_SECTIONS or any(
+        key == f or key.startswith(f"{f}.") for f in FREE_KEYS
+    )
 
 
 class RunFolder:
@@ -64,11 +72,7 @@ class RunFolder:
             return
         before, now = flatten(yaml.safe_load(saved.read_text()) or {}), flatten(to_dict(config))
         for key in sorted(before.keys() | now.keys()):
-            if (
-                before.get(key) != now.get(key)
-                and key.split(".")[0] not in FREE_SECTIONS
-                and key not in FREE_KEYS
-            ):
+            if before.get(key) != now.get(key) and not is_free(key):
                 raise UserError(
                     f"{self.path}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                     "choose another run_dir (or name), or delete the folder to start over"

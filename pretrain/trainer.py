@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from data_tools.errors import UserError
 from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config
+from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
@@ -73,6 +74,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=engine.device)
         self.logged_at = (0, time.perf_counter())
         self.waited = 0.0
+        self.damages_told = 0
 
     def resume(self) -> list[str] | None:
         """Go on from the newest valid checkpoint.
@@ -84,7 +86,7 @@ class Trainer:
         if progress is None:
             return None
         self.step = progress["step"]
-        self.loader.load_state_dict(progress["stream"])
+        resume_loader(self.loader, progress["stream"], self.config.data)
         return broken
 
     def fit(self) -> None:
@@ -164,11 +166,21 @@ class Trainer:
             "epoch": batch.epoch,
             "samples_per_second": (self.step - since) * self.config.train.global_batch_size / (now - started),
             "data_wait": self.waited / (now - started),
+            **self.damaged(),
         }
         if self.tracker:
             self.tracker.train(self.step, values)
         self.waited, self.logged_at = 0.0, (self.step, now)
         self.stop_if_stuck(batch)
+
+    def damaged(self) -> dict[str, int]:
+        """How many samples of rank 0's share were damaged and replaced so far, once there is one; each is an event."""
+        entries = self.loader.ledger.entries
+        if self.tracker:
+            for entry in entries[self.damages_told :]:
+                self.tracker.event("damaged", self.step, asdict(entry))
+        self.damages_told = len(entries)
+        return {"damaged_samples": len(entries)} if entries else {}
 
     def stop_if_stuck(self, batch: Step) -> None:
         in_a_row = int(self.skipped.item())

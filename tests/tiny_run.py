@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from data_tools.dataset import open_dataset
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config, TrainConfig, load_config, to_dict
+from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Objective
@@ -44,7 +44,7 @@ def make_run(folder: Path, *overrides: str) -> tuple[Config, Objective]:
 
 def write_run(folder: Path, config: Config) -> tuple[Config, Objective]:
     """Write `folder` as the trainer would after 5 steps; every weight is moved away from its initial value."""
-    objective = build_objective(config, open_dataset(config.data.path))
+    objective = build_objective(config, first_of(open_sources(config.data)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in objective.encoder.parameters():

@@ -53,7 +53,8 @@ def redact(value: Any, name: str = "") -> Any:
     Numbers and switches stay: `num_key_value_heads: 4` is no secret. A password is hidden whatever its type.
     """
     if isinstance(value, Mapping):
-        return {key: redact(item, str(key)) for key, item in value.items()}
+        # A key may be a URL: that of a data set, beside its weight.
+        return {redact_text(str(key)): redact(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item, name) for item in value]
     if is_secret_name(name) and hideable(value, name):

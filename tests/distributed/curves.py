@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from data_tools.dataset import open_dataset
 from pretrain.config import load_config
+from pretrain.data import build_loader, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
 from pretrain.optim import build_optimizer
-from pretrain.run import build_loader, build_objective
+from pretrain.run import build_objective
 from pretrain.trainer import Trainer
 
 STEPS, BATCH = 20, 16
@@ -59,11 +59,11 @@ class Recorder:
 def curve(case: str, overrides: list[str]) -> list[dict[str, float]]:
     recipe, *own = CASES[case]
     config, _ = load_config(recipe, [*COMMON, *own, *overrides])
-    dataset = open_dataset(config.data.path)
-    objective = build_objective(config, dataset)
+    sources = open_sources(config.data)
+    objective = build_objective(config, first_of(sources))
     engine = start_engine(config)
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-    loader = build_loader(config, objective, dataset, engine.world)
+    loader = build_loader(config, objective, sources, engine.world)
     recorder = Recorder()
     Trainer(config, objective, loader, engine, STEPS, tracker=recorder).fit()
     return recorder.rows

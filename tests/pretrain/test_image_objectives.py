@@ -9,6 +9,7 @@ import torch
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from pretrain.config import OptimizerConfig, TrainConfig, build_config, load_recipe, merge
+from pretrain.data import build_stream, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.attribute import Attribute, AttributeConfig, AttributeSpec
@@ -16,7 +17,7 @@ from pretrain.objectives.base import stack
 from pretrain.objectives.derived_attributes import brightness, rotate, stroke_width
 from pretrain.objectives.gan import discriminator_loss, generator_loss
 from pretrain.optim import build_optimizer
-from pretrain.run import build_objective, build_stream
+from pretrain.run import build_objective
 
 SMALL = {"train": {"steps": 10, "global_batch_size": 32}}
 
@@ -24,11 +25,11 @@ SMALL = {"train": {"steps": 10, "global_batch_size": 32}}
 def build(recipe, **changes):
     """The recipe's objective on the embedded digits, its engine, and a function that gives batches."""
     config = build_config(merge(merge(load_recipe(recipe)[0], SMALL), changes))
-    dataset = open_dataset(config.data.path)
-    objective = build_objective(config, dataset)
+    sources = open_sources(config.data)
+    objective = build_objective(config, first_of(sources))
     engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-    stream = build_stream(config, dataset)
+    stream = build_stream(config, sources)
 
     def batch(step, size=32):
         samples = [stream.sample(step * size + i) for i in range(size)]

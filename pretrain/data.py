@@ -1,0 +1,92 @@
+"""The data of a run: one data set, or several mixed by weight, as its stream and as this rank's batches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from data_tools.dataset import Dataset, open_dataset
+from data_tools.errors import UserError
+from data_tools.loader import Loader
+from data_tools.mixture import Mixture
+from data_tools.stream import PackedStream, Stream
+from pretrain.config import Config, DataConfig
+from pretrain.encoders.tokenizer import find_tokenizer
+from pretrain.engine.base import World
+from pretrain.objectives.base import Objective
+
+Sources = dict[str, Dataset]
+"""Data sets by the path that the configuration gives them; a run over one has one."""
+
+
+def open_sources(data: DataConfig) -> Sources:
+    """Open every data set that the configuration names.
+
+    Raises:
+        UserError: one is not there, or their token numbers are those of different tokenizers.
+    """
+    sources = {path: open_dataset(path) for path in data.weights}
+    tokenizers = {path: tokenizer_file(dataset) for path, dataset in sources.items()}
+    first, *others = tokenizers
+    for other in others:
+        if tokenizers[other] != tokenizers[first]:
+            raise UserError(
+                f"data.path: {first} and {other} were tokenized by different tokenizers; tokenize both with the same"
+            )
+    return sources
+
+
+def tokenizer_file(dataset: Dataset) -> bytes | None:
+    folder = find_tokenizer(dataset)
+    path = folder / "tokenizer.json" if folder else None
+    return path.read_bytes() if path and path.is_file() else None
+
+
+def first_of(sources: Sources) -> Dataset:
+    """The data set that stands for all where only its kind matters: its tokenizer, its channels."""
+    return next(iter(sources.values()))
+
+
+def build_stream(config: Config, sources: Sources) -> Stream | PackedStream | Mixture:
+    """The samples in this run's order; tokens packed into rows where a row length is set."""
+    streams: dict[str, Stream | PackedStream] = {}
+    for path, dataset in sources.items():
+        stream = Stream(dataset, seed=config.seed)
+        length = config.data.sequence_length
+        streams[path] = PackedStream(stream, length=length) if length else stream
+    if len(streams) == 1:
+        return next(iter(streams.values()))
+    return Mixture(streams, config.data.weights, config.seed, config.data.mix_by)
+
+
+def build_loader(config: Config, objective: Objective, sources: Sources, world: World) -> Loader:
+    """This rank's share of every global batch."""
+    return Loader(
+        build_stream(config, sources),
+        objective.example,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        workers=config.data.workers,
+        worker_kind=config.data.worker_kind,
+        pin_memory=torch.cuda.is_available(),
+        max_damage_rate=config.data.max_damage_rate,
+    )
+
+
+def resume_loader(loader: Loader, state: dict[str, object], data: DataConfig) -> None:
+    """Go on where `state` was taken; other weights than then hold from there on, and the history keeps both."""
+    loader.load_state_dict(state)
+    if isinstance(loader.stream, Mixture) and loader.stream.history[-1][1] != data.weights:
+        loader.set_weights(data.weights)
+
+
+def count_steps(config: Config, sources: Sources) -> int:
+    """Steps of the run: as set, or what its epochs come to."""
+    if config.train.steps is not None:
+        return config.train.steps
+    samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
+    return max(1, math.ceil(samples / config.train.global_batch_size))
