@@ -80,13 +80,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak."""
+    """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak.
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    `wsd` (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395) stays at the peak and falls in the last
+    `decay_ratio` of the run; `inverse_sqrt` falls with the root of the step and needs no end (Vaswani et al. 2017).
+    """
+
+    name: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     """Warm-up as a share of the run, so that it shrinks with `train.steps`; give this or `warmup_steps`."""
     min_lr_ratio: float = 0.0
+    decay_ratio: float = 0.2
+    """Share of the run in which `wsd` falls, by 1 - √progress (Hägele et al. 2024, arXiv:2405.18392)."""
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of `total_steps`."""
@@ -294,6 +300,8 @@ def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
         raise UserError("schedule.warmup_steps and schedule.warmup_ratio: give one of them")
     if schedule.warmup_ratio is not None and not 0 <= schedule.warmup_ratio <= 1:
         raise UserError(f"schedule.warmup_ratio={schedule.warmup_ratio}: must lie in [0, 1]")
+    if not 0 < schedule.decay_ratio <= 1:
+        raise UserError(f"schedule.decay_ratio={schedule.decay_ratio}: must lie in (0, 1]")
     if steps is not None and schedule.warmup(steps) > steps:
         raise UserError(
             f"schedule.warmup_steps={schedule.warmup_steps}: longer than the run (train.steps={steps}); "

@@ -128,9 +128,8 @@ class Engine(ABC):
         self.objective.after_step(phase, step)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank."""
+        """The sum over all ranks, on every rank. What lies on the host stays there, so that no device is waited for."""
         if self.world.size > 1:
-            values = values.to(self.device)
             dist.all_reduce(values)
         return values
 

@@ -21,6 +21,11 @@ def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> floa
             decay = 0.5 * (1 + math.cos(math.pi * progress))
         case "linear":
             decay = 1 - progress
+        case "wsd":
+            falling = 1 - (total_steps - step) / (schedule.decay_ratio * total_steps)
+            decay = 1 - math.sqrt(max(0.0, falling))
+        case "inverse_sqrt":
+            decay = math.sqrt(max(1, warmup) / (step + 1))
         case _:
             decay = 1.0
     return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * decay

@@ -33,3 +33,19 @@ def test_decay_falls_from_the_peak_to_the_floor(name):
 
 def test_constant_stays():
     assert learning_rate(99, 100, ScheduleConfig("constant")) == 1.0
+
+
+def test_wsd_stays_at_the_peak_and_falls_at_the_end():
+    schedule = ScheduleConfig("wsd", warmup_steps=10, decay_ratio=0.25, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 100, schedule) for step in range(101)]
+    assert set(rates[10:76]) == {1.0}
+    assert all(a > b for a, b in pairwise(rates[75:]))
+    assert rates[81] == pytest.approx(0.1 + 0.9 * (1 - (6 / 25) ** 0.5))
+    assert rates[100] == pytest.approx(0.1)
+
+
+def test_inverse_sqrt_halves_when_the_step_is_four_times_as_far():
+    schedule = ScheduleConfig("inverse_sqrt", warmup_steps=10)
+    assert learning_rate(9, 10_000, schedule) == 1.0
+    assert learning_rate(39, 10_000, schedule) == pytest.approx(0.5)
+    assert learning_rate(39, 10_000, schedule) == learning_rate(39, 50, schedule)  # needs no end
