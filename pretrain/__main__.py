@@ -54,9 +54,16 @@ def pretrain(argv: list[str]) -> int:
     lead = os.environ.get("RANK", "0") == "0"
     if lead:
         print(format_config(config, origin), flush=True)
+    from pretrain.preemption import REQUEUE
     from pretrain.run import run
 
     result = run(config)
+    if not result.finished:
+        if lead:
+            print(
+                f"stopped as asked, after step {result.steps}, and saved; the same command goes on from there"
+            )
+        return REQUEUE
     if lead:
         print(f"done: {result.steps} steps, report in {result.folder / 'report.html'}")
     return 0

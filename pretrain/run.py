@@ -23,6 +23,7 @@ from pretrain.engine.base import Engine, World
 from pretrain.objectives import objective_class
 from pretrain.objectives.base import Objective
 from pretrain.optim import build_optimizer
+from pretrain.preemption import StopRequest
 from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder
 from pretrain.tracking import Tracker
@@ -38,6 +39,8 @@ class Result:
 
     folder: Path
     steps: int
+    finished: bool
+    """Whether the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
 
 
 def run(config: Config) -> Result:
@@ -52,10 +55,10 @@ def run(config: Config) -> Result:
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        train(config, objective, sources, engine, total_steps)
+        steps = train(config, objective, sources, engine, total_steps)
     finally:
         engine.close()
-    return Result(config.folder, total_steps)
+    return Result(config.folder, steps, steps == total_steps)
 
 
 def build_objective(config: Config, dataset: Dataset) -> Objective:
@@ -65,8 +68,8 @@ def build_objective(config: Config, dataset: Dataset) -> Objective:
     return objective_class(config.objective.name)(config.objective, encoder, dataset)
 
 
-def train(config: Config, objective: Objective, sources: Sources, engine: Engine, total_steps: int) -> None:
-    """Everything between a started engine and a written report."""
+def train(config: Config, objective: Objective, sources: Sources, engine: Engine, total_steps: int) -> int:
+    """Everything between a started engine and a written report; the steps that are done then."""
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
     try:
@@ -86,6 +89,7 @@ def train(config: Config, objective: Objective, sources: Sources, engine: Engine
         fit(trainer)
         if lead:
             write_report(folder.path)
+        return trainer.step
     finally:
         folder.close()
 
@@ -94,10 +98,12 @@ def fit(trainer: Trainer) -> None:
     """Train to the end, and tell the tracker how it ended."""
     started, status = time.perf_counter(), "failed"
     try:
-        trainer.fit()
-        status = "finished"
+        with StopRequest() as trainer.stop_request:
+            finished = trainer.fit()
+        status = "finished" if finished else "preempted"
         if trainer.tracker:
-            trainer.tracker.event("end", trainer.step, {"seconds": time.perf_counter() - started})
+            kind = "end" if finished else "preempted"
+            trainer.tracker.event(kind, trainer.step, {"seconds": time.perf_counter() - started})
     finally:
         if trainer.tracker:
             trainer.tracker.close(status)

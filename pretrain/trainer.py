@@ -19,6 +19,7 @@ from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
+from pretrain.preemption import StopRequest
 from pretrain.tracking.pictures import Picture
 
 
@@ -75,6 +76,9 @@ class Trainer:
         self.logged_at = (0, time.perf_counter())
         self.waited = 0.0
         self.damages_told = 0
+        self.stop_request = StopRequest()
+        """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
+        self.stopping = False
 
     def resume(self) -> list[str] | None:
         """Go on from the newest valid checkpoint.
@@ -89,8 +93,12 @@ class Trainer:
         resume_loader(self.loader, progress["stream"], self.config.data)
         return broken
 
-    def fit(self) -> None:
-        """Run every remaining step, logging, saving and running hooks when they are due."""
+    def fit(self) -> bool:
+        """Run every remaining step, logging, saving and running hooks when they are due.
+
+        Returns:
+            Whether the run has come to its end; not when some rank was asked to stop, and all have saved.
+        """
         self.logged_at = (self.step, time.perf_counter())
         if self.step == 0:
             self.run_hooks(initial=True)
@@ -105,9 +113,14 @@ class Trainer:
             self.step += 1
             if self.due(self.config.tracking.log_every):
                 self.log(batch)
-            self.run_hooks()
-            if self.checkpoints and self.due(self.config.checkpoint.every):
+            stop = self.stopping and self.step < self.total_steps
+            if not stop:
+                self.run_hooks()
+            if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
                 self.checkpoints.save(self.step, {"stream": self.loader.state_dict()})
+            if stop:
+                return False
+        return True
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps
@@ -121,10 +134,11 @@ class Trainer:
     def update(self, phase: Phase, step: Step) -> None:
         """One optimizer step of one phase over the whole global batch."""
         micro_batches = step.micro_batches
-        # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly.
-        count = self.engine.sum(
-            torch.tensor(sum(self.objective.count(phase, b) for b in micro_batches))
-        ).item()
+        # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly; with it
+        # goes whether any rank was asked to stop, so that all of them stop after the same step.
+        own_count = sum(self.objective.count(phase, b) for b in micro_batches)
+        count, asked = self.engine.sum(torch.tensor([own_count, int(self.stop_request.asked)])).tolist()
+        self.stopping |= asked > 0
         scale = 1.0 / max(count, 1.0)
         torch.manual_seed(seed_of(self.config.seed, self.step, phase.name, self.engine.world.rank))
         for i, batch in enumerate(micro_batches):
