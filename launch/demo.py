@@ -10,14 +10,14 @@ from launch.local import run_one, run_processes
 
 Step = tuple[str, Callable[[], int]]
 
-QUICK_PRETRAINING = ["train.steps=40", "probe.every=20", "tracking.picture_every=20", "tracking.log_every=10"]
+QUICK_PRETRAINING = ["train.steps=40", "tracking.picture_every=20", "tracking.log_every=10"]
 QUICK_FINETUNING = ["protocol.labels_per_class=[10]", "protocol.draws=2", "train.steps=5"]
 """Every step of the story for a moment, to see that it runs here; the numbers mean nothing then."""
 
 
 def image_steps(out: Path, processes: int | None, quick: bool) -> list[Step]:
     """Digits: a masked autoencoder sees four patches in ten; then 10 and 100 labels a class."""
-    settings = ["mae_digits", f"run_dir={out}", *(QUICK_PRETRAINING if quick else [])]
+    settings = ["mae_digits", f"run_dir={out}", *([*QUICK_PRETRAINING, "probe.every=20"] if quick else [])]
     return [
         (
             "Pretrain a masked autoencoder on 12,000 unlabelled digits",

@@ -12,10 +12,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
 from data_tools.errors import UserError
+from pretrain.config import CheckpointConfig
 from pretrain.engine.base import Engine
 
 MANIFEST = "manifest.json"
@@ -24,38 +29,69 @@ MANIFEST = "manifest.json"
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, engine: Engine, keep: int) -> None:
+    def __init__(self, folder: Path, engine: Engine, config: CheckpointConfig) -> None:
         self.folder = folder
         self.engine = engine
-        self.keep = keep
+        self.config = config
 
-    def save(self, step: int, progress: dict[str, Any]) -> Path:
+    def save(self, step: int, progress: dict[str, Any]) -> str | None:
         """Write the state after `step` steps. Called on all ranks together.
 
         Args:
             progress: what is not a tensor: the stream's state, versions. JSON-able, the same on all ranks.
+        Returns:
+            Why there is no such checkpoint, where it could not be written and the run is to go on all the same.
+        Raises:
+            UserError: it could not be written (a full disk, no permission); those before it are as they were.
         """
         final = self.folder / f"step_{step:08d}"
         partial = self.folder / f".step_{step:08d}.partial"
         lead = self.engine.world.rank == 0
+        fault = self.attempt(lambda: make_anew(partial)) if lead else None
+        fault = self.engine.broadcast(fault) or self.on_any_rank(
+            self.attempt(lambda: self.engine.save(partial))
+        )
+        if lead and fault is None:
+            fault = self.attempt(lambda: self.publish(partial, final, {"step": step, **progress}))
+        fault = self.engine.broadcast(fault)
+        if fault is None:
+            return None
         if lead:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.engine.barrier()
-        self.engine.save(partial)
-        if lead:
-            (partial / "progress.json").write_text(json.dumps({"step": step, **progress}))
-            seal(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            fsync(self.folder)
-            self.forget_old()
-        self.engine.barrier()
-        return final
+        message = f"{final}: the checkpoint could not be written ({fault})"
+        if self.config.on_failure == "stop":
+            raise UserError(f"{message}; make room and start again, or set checkpoint.on_failure=warn")
+        return message
+
+    @staticmethod
+    def attempt(write: Callable[[], object]) -> str | None:
+        """What went wrong on this rank, if anything: the others must hear of it before anybody waits for this one."""
+        try:
+            write()
+        except (OSError, RuntimeError, CheckpointException) as error:
+            return root_cause(error)
+        return None
+
+    def on_any_rank(self, fault: str | None) -> str | None:
+        """A fault of this rank, or that there is one elsewhere."""
+        if self.engine.sum(torch.tensor([fault is not None], dtype=torch.int64)).item() == 0:
+            return None
+        return fault or "on another rank"
+
+    def publish(self, partial: Path, final: Path, progress: dict[str, Any]) -> None:
+        """Give a checkpoint that all ranks have written its final name, at once, and delete what it replaces."""
+        (partial / "progress.json").write_text(json.dumps(progress))
+        seal(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        fsync(self.folder)
+        self.forget_old()
 
     def forget_old(self) -> None:
-        """Delete all but the newest `keep`; the newest has just been written, so what stays is never nothing."""
-        for old in complete(self.folder)[: -self.keep]:
+        """Delete all but the newest `keep` and the permanent ones; the newest has just been written and checksummed."""
+        every = self.config.permanent_every
+        rolling = [path for path in complete(self.folder) if not every or step_of(path) % every]
+        for old in rolling[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
         for partial in self.folder.glob(".step_*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -78,6 +114,25 @@ class Checkpoints:
             return None, []
         self.engine.load(path)
         return json.loads((path / "progress.json").read_text()), broken
+
+
+def make_anew(folder: Path) -> None:
+    """An empty folder of that name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def root_cause(error: BaseException) -> str:
+    """The one line at the bottom of an error: DCP gathers those of all ranks, each with a stack."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return root_cause(next(iter(error.failures.values()))[0])
+    if error.__cause__ is not None:
+        return root_cause(error.__cause__)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def complete(folder: Path) -> list[Path]:

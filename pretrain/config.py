@@ -104,6 +104,11 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
+    """How many of the newest stay."""
+    permanent_every: int = 0
+    """Checkpoints of every so many steps are never deleted; 0: only `keep` counts."""
+    on_failure: Literal["stop", "warn"] = "stop"
+    """What to do when one cannot be written (a full disk): stop the run, or warn and train on."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +292,11 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
+    if config.checkpoint.permanent_every % config.checkpoint.every:
+        raise UserError(
+            f"checkpoint.permanent_every={config.checkpoint.permanent_every}: must be a multiple of checkpoint.every="
+            f"{config.checkpoint.every}"
+        )
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_schedule(config.schedule, train.steps)

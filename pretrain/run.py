@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from pretrain.tracking import Tracker
 from pretrain.tracking.report import write_report
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
 
+log = logging.getLogger(__name__)
 PICTURE_SAMPLES = 8
 
 
@@ -76,7 +78,7 @@ def train(config: Config, objective: Objective, sources: Sources, engine: Engine
         run_id = engine.broadcast(folder.open(config) if lead else None)
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
         loader = build_loader(config, objective, sources, engine.world)
-        checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint.keep)
+        checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint)
         trainer = Trainer(config, objective, loader, engine, total_steps, checkpoints=checkpoints)
         resumed = trainer.resume()
         if lead:
@@ -88,7 +90,10 @@ def train(config: Config, objective: Objective, sources: Sources, engine: Engine
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)
         if lead:
-            write_report(folder.path)
+            try:
+                write_report(folder.path)
+            except OSError as error:  # a full disk must not make a finished run a failed one
+                log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
         return trainer.step
     finally:
         folder.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
 from pretrain.preemption import StopRequest
 from pretrain.tracking.pictures import Picture
+
+log = logging.getLogger(__name__)
 
 
 class Tracks(Protocol):
@@ -117,10 +120,16 @@ class Trainer:
             if not stop:
                 self.run_hooks()
             if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
-                self.checkpoints.save(self.step, {"stream": self.loader.state_dict()})
+                self.save(self.checkpoints)
             if stop:
                 return False
         return True
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        fault = checkpoints.save(self.step, {"stream": self.loader.state_dict()})
+        if fault and self.tracker:
+            self.tracker.event("checkpoint_failed", self.step, {"reason": fault})
+            log.warning(fault)
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from pretrain.checkpoint import Checkpoints
-from pretrain.config import Config, TrainConfig, load_config, to_dict
+from pretrain.config import CheckpointConfig, Config, TrainConfig, load_config, to_dict
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -52,6 +52,6 @@ def write_run(folder: Path, config: Config) -> tuple[Config, Objective]:
     engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     folder.mkdir(parents=True, exist_ok=True)
-    Checkpoints(folder / "checkpoints", engine, keep=2).save(5, {"stream": {}})
+    Checkpoints(folder / "checkpoints", engine, CheckpointConfig()).save(5, {"stream": {}})
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     return config, objective

@@ -15,7 +15,7 @@ READ_RELEASE = """
 import sys
 sys.modules.update(dict.fromkeys(("pretrain", "finetune", "data_tools", "launch")))  # cannot be imported
 from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1], add_pooling_layer=False)
+model = AutoModel.from_pretrained(sys.argv[1])
 print(sum(p.numel() for p in model.parameters()))
 """
 

@@ -7,7 +7,7 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain.checkpoint import Checkpoints, complete, find_fault, newest_valid
-from pretrain.config import OptimizerConfig, TrainConfig
+from pretrain.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -50,7 +50,7 @@ def tensors(state, prefix=""):
 def saved(tmp_path):
     """Checkpoints at steps 1, 2 and 3 of a tiny run."""
     engine = tiny_engine(seed=0)
-    checkpoints = Checkpoints(tmp_path, engine, keep=3)
+    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(keep=3))
     for step in (1, 2, 3):
         train(engine, steps=1)
         checkpoints.save(step, {"stream": {"position": step}})
@@ -59,7 +59,7 @@ def saved(tmp_path):
 
 def test_another_process_gets_back_every_weight_and_moment(saved):
     other = tiny_engine(seed=1)
-    progress, broken = Checkpoints(saved.folder, other, keep=3).resume()
+    progress, broken = Checkpoints(saved.folder, other, CheckpointConfig(keep=3)).resume()
     assert progress == {"step": 3, "stream": {"position": 3}}
     assert broken == []
     before, after = tensors(saved.engine.state_dict()), tensors(other.state_dict())
@@ -69,7 +69,7 @@ def test_another_process_gets_back_every_weight_and_moment(saved):
 
 
 def test_only_the_newest_are_kept(saved):
-    saved.keep = 2
+    saved.config = CheckpointConfig(keep=2)
     train(saved.engine, steps=1)
     saved.save(4, {"stream": {}})
     assert [path.name for path in complete(saved.folder)] == ["step_00000003", "step_00000004"]
@@ -114,3 +114,11 @@ def test_an_unfinished_checkpoint_is_never_taken(saved):
     assert path is not None and path.name == "step_00000002"
     assert broken == []
     assert find_fault(path) is None
+
+
+def test_permanent_checkpoints_stay_beside_the_newest(tmp_path):
+    engine = tiny_engine(seed=0)
+    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(every=1, keep=2, permanent_every=3))
+    for step in range(1, 9):
+        checkpoints.save(step, {"stream": {}})
+    assert [path.name for path in complete(tmp_path)] == [f"step_{n:08d}" for n in (3, 6, 7, 8)]

@@ -1,0 +1,64 @@
+"""A checkpoint that the disk does not take costs only itself: not the one before it, and the run only if asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.checkpoint import complete, newest_valid
+from tests.processes import environment, losses, run
+from tests.tiny_run import SMALL
+
+SETTINGS = [
+    "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=2", "tracking.log_every=1", "train.steps=6",
+    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "schedule.warmup_ratio=0",
+]  # fmt: skip
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)  # the system refuses what goes beyond
+runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run of which the checkpoint after step 2 is left, and the disk is full."""
+    run("pretrain", [*SETTINGS, f"run_dir={tmp_path}", "checkpoint.keep=9"])
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / f"step_{step:08d}").rename(tmp_path / f"gone_{step}")
+    return tmp_path
+
+
+def go_on(folder, processes, *overrides):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    script = [sys.executable, "-c", LIMITED, "60000", *SETTINGS, f"run_dir={folder}", *overrides]
+    return subprocess.run(
+        [sys.executable, *torchrun, *script] if processes > 1 else script,
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_run_stops_and_the_checkpoint_before_is_intact(stopped, processes):
+    result = go_on(stopped, processes)
+    assert result.returncode != 0
+    assert "step_00000004: the checkpoint could not be written" in result.stderr
+    assert "checkpoint.on_failure=warn" in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert newest_valid(stopped / "checkpoints")[0] == stopped / "checkpoints" / "step_00000002"
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [
+        "step_00000002"
+    ]  # nothing half-written
+
+
+def test_the_run_goes_on_where_that_is_asked_for(stopped):
+    result = go_on(stopped, 1, "checkpoint.on_failure=warn")
+    assert result.returncode == 0, result.stderr
+    assert sorted(losses(stopped)) == [1, 2, 3, 4, 5, 6]
+    told = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told if line["kind"] == "checkpoint_failed"] == [4, 6]
+    assert [path.name for path in complete(stopped / "checkpoints")] == ["step_00000002"]
