@@ -26,6 +26,7 @@ def run_processes(package: str, arguments: list[str], processes: int | None = No
         The exit status: 0, or that of the process that failed first. What it printed is all the user sees; the
         agent's own account of the failure stays out of it.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -38,6 +39,8 @@ def run_processes(package: str, arguments: list[str], processes: int | None = No
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:  # the agent has passed the signal on, and the processes have ended
+        return 128 + error.sigval
     return 0
 
 

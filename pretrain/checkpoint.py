@@ -104,8 +104,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them is valid.
         """
-        found = newest_valid(self.folder) if self.engine.world.rank == 0 else None
-        path, broken = self.engine.broadcast(found)
+        path, broken = self.engine.on_lead(lambda: newest_valid(self.folder))
         if path is None:
             if broken:
                 raise UserError(

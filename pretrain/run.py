@@ -75,7 +75,7 @@ def train(config: Config, objective: Objective, sources: Sources, engine: Engine
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
     try:
-        run_id = engine.broadcast(folder.open(config) if lead else None)
+        run_id = engine.on_lead(lambda: folder.open(config))
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
         loader = build_loader(config, objective, sources, engine.world)
         checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint)

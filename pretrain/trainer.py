@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data_tools.errors import UserError
+from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config
@@ -136,7 +136,10 @@ class Trainer:
 
     def take(self, steps: Iterator[Step]) -> Step:
         started = time.perf_counter()
-        batch = next(steps)
+        try:
+            batch = next(steps)
+        except UserError as error:
+            raise OneRankError(str(error)) from None
         self.waited += time.perf_counter() - started
         return batch
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def command(package: str, arguments: list[str], processes: int = 1) -> list[str]:
@@ -36,7 +39,7 @@ def run(
 
 
 def start(package: str, arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """Start in a process group of its own, so that all of it can be killed at once."""
+    """Start it in the background; `kill` ends it."""
     return subprocess.Popen(
         command(package, arguments, processes),
         stdout=subprocess.PIPE,
@@ -45,6 +48,19 @@ def start(package: str, arguments: list[str], processes: int = 1) -> subprocess.
         start_new_session=True,
         env=environment(),
     )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to it and to all that it started: torchrun gives each of its ranks a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family[1:])
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
 
 
 def environment() -> dict[str, str]:

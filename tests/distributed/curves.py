@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -80,6 +81,7 @@ def main(out: str, cases: str, overrides: list[str]) -> None:
     if world.rank == 0:
         Path(out).write_text(json.dumps(curves))
     if torch.distributed.is_initialized():
+        time.sleep(0.2)  # as `Engine.close` does
         torch.distributed.destroy_process_group()
 
 

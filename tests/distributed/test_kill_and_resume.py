@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import losses, run, start
+from tests.processes import kill, losses, run, start
 
 SETTINGS = [
     "train.steps=40", "train.global_batch_size=64", "checkpoint.every=7", "tracking.log_every=1",
@@ -20,9 +20,7 @@ SETTINGS = [
 def kill_after(process, run_dir, step):
     """Wait until the run has logged `step`, then kill all of it without warning."""
     wait_for(process, run_dir, step)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    kill(process)
 
 
 def wait_for(process, run_dir, step):

@@ -7,8 +7,6 @@ the loopback, with a static rendezvous all the same, and the link is not cut but
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import environment, losses, run
+from tests.processes import environment, kill, losses, run
 
 TIMEOUT = 20
 """Seconds that a rank waits for the others."""
@@ -64,7 +62,7 @@ class Hosts:
         if self.real:
             ip("-n", self.names[1], "link", "set", self.devices[1], "down")
         else:
-            os.killpg(second.pid, signal.SIGKILL)
+            kill(second)
 
 
 def ip(*arguments: str) -> None:
@@ -115,12 +113,6 @@ def wait_for_step(folder: Path, step: int, processes: list[subprocess.Popen[str]
         assert time.monotonic() < deadline, "the run did not get going"
         assert all(p.poll() is None for p in processes), [p.communicate()[0][-3000:] for p in processes]
         time.sleep(0.05)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def assert_same_losses(found, expected):
