@@ -6,7 +6,6 @@ import glob
 import hashlib
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_tools import tar
 from data_tools.cache import OpenFile, Recent, build_once, cache_folder
+from data_tools.checksum import crc32
 from data_tools.decode import (
     PICKLE_EXTENSIONS,
     DecodeError,
@@ -93,7 +93,7 @@ class _Store:
     def _copy_sidecar(self, shard: int, name: str) -> None:
         """Fetch a sidecar unless the copy here is the one that the manifest means."""
         path, expected = self.folder / name, int(self.manifest.checksums[shard])
-        if path.exists() and zlib.crc32(path.read_bytes()) == expected:
+        if path.exists() and crc32(path.read_bytes()) == expected:
             return
         try:
             data = read_all(f"{self.base}/{name}", self.fetching.retry)
@@ -101,7 +101,7 @@ class _Store:
             raise UserError(
                 f"{error}: the sidecar is missing; run `python -m data_tools index` there"
             ) from None
-        if zlib.crc32(data) != expected:
+        if crc32(data) != expected:
             raise UserError(
                 f"{self.base}/{name}: not the sidecar that the manifest means; index the shards again"
             )
@@ -167,7 +167,7 @@ class _Store:
         if len(raw) != size:
             raise DamagedSampleError(url, f"#{row}", f"cut: {len(raw)} of {size} bytes")
         compared = sidecar.crc is not None and self.fetching.checksums
-        intact = compared and zlib.crc32(raw) == sidecar.crc[row]  # type: ignore[index]
+        intact = compared and crc32(raw) == sidecar.crc[row]  # type: ignore[index]
         try:
             key, members = tar.sample_members(raw, check=not intact)
         except tar.TarError as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from data_tools import tar
 from data_tools.cache import build_once, cache_folder
+from data_tools.checksum import crc32
 from data_tools.errors import UserError
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
@@ -121,7 +122,7 @@ def _attribute(rows: list[_Row], before: int, damage: tar.Damage, usual: tuple[s
 def _sidecar(rows: Sequence[_Row], read: tar.Read | None) -> Sidecar:
     crc = None
     if read is not None:
-        crc = np.array([zlib.crc32(read(r.start, r.end - r.start)) for r in rows], dtype=np.uint32)
+        crc = np.array([crc32(read(r.start, r.end - r.start)) for r in rows], dtype=np.uint32)
     return Sidecar(
         offset=np.array([r.start for r in rows], dtype=np.uint64),
         size=np.array([r.end - r.start for r in rows], dtype=np.uint32),
@@ -225,7 +226,7 @@ def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt
         "samples": len(found.sidecar),
         "bad_count": found.sidecar.bad,
         "bytes": size,
-        "checksum": zlib.crc32(data),
+        "checksum": crc32(data),
         "extensions": dict(found.extensions),
         "bad": [[key, fault] for _, key, fault in found.bad] + [["", fault] for fault in found.faults],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import yaml
 
 from data_tools import tar
+from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
 from data_tools.index import index_shards
@@ -59,7 +59,7 @@ def import_energon(folder: Path) -> Manifest:
         extensions |= _first_extensions(path, sidecar)
         data = sidecar.to_bytes()
         sidecars.append(data)
-        shards.append(Shard(name, count, 0, size, zlib.crc32(data)))
+        shards.append(Shard(name, count, 0, size, crc32(data)))
     manifest = make_manifest(shards, tuple(sorted(extensions)))
     for number, data in enumerate(sidecars):
         write_atomically(folder / manifest.sidecar_name(number), data)

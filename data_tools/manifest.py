@@ -13,7 +13,6 @@ import json
 import mmap
 import os
 import threading
-import zlib
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.checksum import crc32
 from data_tools.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -58,9 +58,7 @@ class Sidecar:
     def to_bytes(self) -> bytes:
         columns = {name: getattr(self, name) for name in _DTYPES if getattr(self, name) is not None}
         body = b"".join(np.ascontiguousarray(v, dtype=_DTYPES[name]).tobytes() for name, v in columns.items())
-        header = json.dumps(
-            {"samples": len(self), "columns": list(columns), "crc": zlib.crc32(body)}
-        ).encode()
+        header = json.dumps({"samples": len(self), "columns": list(columns), "crc": crc32(body)}).encode()
         header += b" " * (-(len(_MAGIC) + 4 + len(header)) % 8)  # the u64 column starts on 8 bytes
         return _MAGIC + len(header).to_bytes(4, "little") + header + body
 
@@ -79,7 +77,7 @@ def read_sidecar(path: Path, check: bool = False) -> Sidecar:
         n, names = int(header["samples"]), header["columns"]
         if len(data) != body + n * sum(np.dtype(_DTYPES[name]).itemsize for name in names):
             raise ValueError(f"{len(data)} bytes do not hold {n} samples")
-        if check and zlib.crc32(memoryview(data)[body:]) != header["crc"]:
+        if check and crc32(memoryview(data)[body:]) != header["crc"]:
             raise ValueError("checksum does not match")
     except FileNotFoundError:
         raise UserError(f"{path}: the sidecar is missing; {remedy}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_tools import tar
+from data_tools.checksum import crc32
 from data_tools.errors import UserError
 from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
 
@@ -62,7 +62,7 @@ class ShardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb")
         self._file.write(data)
-        self._rows.append((self._offset, len(data), zlib.crc32(data), length or 0))
+        self._rows.append((self._offset, len(data), crc32(data), length or 0))
         self._offset += len(data)
         self.extensions.update(members.keys())
 
@@ -92,7 +92,7 @@ class ShardWriter:
         write_atomically(self.folder / f"{self._name}.sidecar", data)
         self._partial.replace(self.folder / self._name)
         size = self._offset + 2 * tar.BLOCK
-        self.shards.append(Shard(self._name, len(rows), 0, size, zlib.crc32(data)))
+        self.shards.append(Shard(self._name, len(rows), 0, size, crc32(data)))
         self._number += 1
         self._rows, self._offset = [], 0
 

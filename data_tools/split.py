@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
 from data_tools.manifest import Manifest, write_atomically, write_manifest
@@ -51,7 +51,7 @@ def _write_selection(dataset: Dataset, chosen: NDArray[np.bool_], folder: Path) 
         start += count
         data = dataset.valid_sidecar(shard).take(mine).to_bytes()
         samples.append(int(mine.sum()))
-        checksums.append(zlib.crc32(data))
+        checksums.append(crc32(data))
         write_atomically(folder / manifest.sidecar_name(shard), data)
     _copy_beside(home, folder, source)
     write_manifest(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data_tools import tar
+from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.decode import DecodeError, DecodeOptions, decode_sample
 from data_tools.errors import UserError
@@ -71,7 +71,7 @@ def _verify_shard(manifest: Manifest, folder: Path, decode: bool, marked: Path, 
             name, reason = _check(
                 raw, size, None if sidecar.crc is None else int(sidecar.crc[row]), row, decode
             )
-            crc[row] = zlib.crc32(raw) if sidecar.crc is None else sidecar.crc[row]
+            crc[row] = crc32(raw) if sidecar.crc is None else sidecar.crc[row]
             if reason or not (sidecar.valid[row] or sidecar.crc is not None):
                 valid[row] = 0
                 bad.append((name, reason or "marked bad when it was indexed"))
@@ -88,7 +88,7 @@ def _check(raw: bytes, size: int, crc: int | None, row: int, decode: bool) -> tu
         key, members = tar.sample_members(raw)
     except tar.TarError as error:
         return f"#{row}", str(error)
-    if crc is not None and zlib.crc32(raw) != crc:
+    if crc is not None and crc32(raw) != crc:
         return key, "checksum does not match"
     try:
         decode_sample(key, members, DecodeOptions(raw=not decode))
@@ -103,7 +103,7 @@ def _receipt(marked: Path, shard: int, sidecar: Sidecar, bad: list[tuple[str, st
     return {
         "bad": bad,
         "bad_count": sidecar.bad,
-        "checksum": zlib.crc32(data),
+        "checksum": crc32(data),
         "samples": len(sidecar),
         "bytes": total,
     }
