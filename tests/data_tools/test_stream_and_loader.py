@@ -60,7 +60,7 @@ def test_batches_are_identical_for_any_number_of_workers(dataset, workers, kind)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 8])
 def test_batches_are_identical_with_worker_processes(dataset, workers):
     assert_same_as_no_workers(dataset, workers, "process")
 
