@@ -7,13 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools.errors import run_cli
+from data_tools.errors import UserError, run_cli
 
 EPILOG = """examples:
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
   torchrun --nproc-per-node 2 -m pretrain mae_digits
   torchrun --nproc-per-node 8 -m pretrain mae_digits engine=fsdp
+  python -m pretrain mae_images encoder.from_pretrained=vit-release encoder.image_size=384
   deepspeed --num_gpus 8 --module pretrain mae_digits engine=deepspeed deepspeed.stage=2
   python -m pretrain release runs/mae_digits
   python -m pretrain report runs/mae_digits
@@ -40,6 +41,13 @@ def pretrain(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the run's newest checkpoint, else start from init_from, else from the seed; "
+        "never: refuse a folder that holds checkpoints",
+    )
     # The `deepspeed` launcher says this beside LOCAL_RANK, which is what counts.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
@@ -57,6 +65,10 @@ def pretrain(argv: list[str]) -> int:
     from pretrain.preemption import REQUEUE
     from pretrain.run import run
 
+    if arguments.resume == "never" and any((config.folder / "checkpoints").glob("step_*")):
+        raise UserError(
+            f"{config.folder}: holds checkpoints; choose another run_dir, or leave out --resume never"
+        )
     result = run(config)
     if not result.finished:
         if lead:

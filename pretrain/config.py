@@ -140,6 +140,10 @@ class Config:
     data: DataConfig = DataConfig()
     encoder: Any
     objective: Any
+    init_from: str | None = None
+    """A run folder or one of its checkpoints whose weights a new run starts from; its own checkpoints come first."""
+    allow_keys: tuple[str, ...] = ()
+    """Patterns of tensors that `init_from` and `encoder.from_pretrained` may lack or hold in vain, e.g. `decoder.*`."""
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     optimizer_overrides: dict[str, dict[str, Any]] | None = None
@@ -233,6 +237,11 @@ def build_config(values: dict[str, Any]) -> Config:
     from pretrain.objectives import objective_class
 
     values = dict(values)
+    encoder = values.get("encoder")
+    if isinstance(encoder, dict) and encoder.get("from_pretrained"):
+        from pretrain.encoders.continued import settings_of_folder
+
+        values["encoder"] = settings_of_folder(encoder)
     for section, find in (("objective", objective_class), ("encoder", encoder_class)):
         own = values.get(section)
         if not isinstance(own, dict) or "name" not in own:

@@ -128,6 +128,7 @@ def record_settings(encoder: Encoder, folder: Path) -> None:
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values[SETTINGS_KEY] = plain(asdict(encoder.config))
+    values[SETTINGS_KEY].pop("from_pretrained", None)  # where these weights once came from is not theirs
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

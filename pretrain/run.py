@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pretrain.checkpoint import Checkpoints
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.encoders import encoder_class
+from pretrain.encoders.continued import LoadingReport
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.objectives import objective_class
@@ -27,6 +28,7 @@ from pretrain.optim import build_optimizer
 from pretrain.preemption import StopRequest
 from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder
+from pretrain.starting_weights import load_starting_weights
 from pretrain.tracking import Tracker
 from pretrain.tracking.report import write_report
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
@@ -54,10 +56,11 @@ def run(config: Config) -> Result:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
+    loaded = load_starting_weights(config, objective)
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        steps = train(config, objective, sources, engine, total_steps)
+        steps = train(config, objective, sources, engine, total_steps, loaded)
     finally:
         engine.close()
     return Result(config.folder, steps, steps == total_steps)
@@ -70,7 +73,14 @@ def build_objective(config: Config, dataset: Dataset) -> Objective:
     return objective_class(config.objective.name)(config.objective, encoder, dataset)
 
 
-def train(config: Config, objective: Objective, sources: Sources, engine: Engine, total_steps: int) -> int:
+def train(
+    config: Config,
+    objective: Objective,
+    sources: Sources,
+    engine: Engine,
+    total_steps: int,
+    loaded: Sequence[LoadingReport] = (),
+) -> int:
     """Everything between a started engine and a written report; the steps that are done then."""
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
@@ -85,6 +95,9 @@ def train(config: Config, objective: Objective, sources: Sources, engine: Engine
             trainer.tracker = Tracker(
                 folder.path, config.tracking, to_dict(config), total_steps, run_id, trainer.step
             )
+            for report in loaded:
+                print(report, flush=True)
+                trainer.tracker.event("loaded", trainer.step, report.values())
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)

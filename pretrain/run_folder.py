@@ -17,6 +17,9 @@ from pretrain.config import Config, flatten, to_dict
 # What may change between two starts of the same run without making it another run.
 FREE_SECTIONS = ("name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe")
 FREE_KEYS = (
+    "init_from",
+    "allow_keys",
+    "encoder.from_pretrained",
     "data.workers",
     "data.worker_kind",
     "data.path",

@@ -16,6 +16,8 @@ class BertEncoderConfig:
     """Names as in `transformers.BertConfig`; defaults are BERT-base's, without dropout."""
 
     name: str = "bert"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768

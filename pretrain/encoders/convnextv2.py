@@ -33,6 +33,8 @@ class ConvNextV2EncoderConfig:
     num_channels: int = 3
     hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 9, 3)
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 

@@ -15,6 +15,8 @@ class GPT2EncoderConfig:
     """Names as in `transformers.GPT2Config`; defaults are the 124M model's, without dropout."""
 
     name: str = "gpt2"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     n_embd: int = 768

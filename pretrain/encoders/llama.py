@@ -17,6 +17,8 @@ class LlamaEncoderConfig:
     """Names as in `transformers.LlamaConfig`; the default size is GPT-2's, not 7B."""
 
     name: str = "llama"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768

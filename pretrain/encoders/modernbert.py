@@ -18,6 +18,8 @@ class ModernBertEncoderConfig:
     """Names as in `transformers.ModernBertConfig`; defaults are ModernBERT-base's."""
 
     name: str = "modernbert"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +104,8 @@ def load_weights(encoder: Encoder, folder: Path) -> None:
 
     The folder's `config.json` decides about everything that is not a setting of ours (norm epsilon, activation).
     """
-    no_progress_bars()
     own = encoder.model
-    try:
-        loaded, report = type(own).from_pretrained(  # type: ignore[attr-defined]
-            folder,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation=getattr(own.config, "_attn_implementation", None),
-            **without_pooler(type(own)),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from None
+    loaded, report = open_model(type(own), folder, getattr(own.config, "_attn_implementation", None))
     refuse_gaps(report, folder)
     for (name, before), (loaded_name, after) in zip(
         own.named_parameters(), loaded.named_parameters(), strict=True
@@ -130,8 +118,30 @@ def load_weights(encoder: Encoder, folder: Path) -> None:
     encoder.model = loaded.train(own.training)
 
 
-def refuse_gaps(report: dict[str, Any], folder: Path) -> None:
-    """Raise a `UserError` naming every tensor that is missing, misshapen, or unexpected and no head's."""
+def open_model(model_class: Any, folder: Path, attention: str | None) -> tuple[Any, dict[str, Any]]:
+    """The folder's model at its own sizes, and what `transformers` says about missing and unexpected tensors."""
+    require_safetensors(folder)
+    no_progress_bars()
+    try:
+        return model_class.from_pretrained(
+            folder,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            **without_pooler(model_class),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from None
+
+
+def refuse_gaps(report: dict[str, Any], folder: Path, allowed: tuple[str, ...] = ()) -> None:
+    """Raise a `UserError` naming every tensor that is missing, misshapen, or unexpected and no head's.
+
+    What one of the `allowed` patterns fits (`encoder.layer.11.*`) is not counted.
+    """
     faults = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     faults += [f"{name} has another shape" for name in sorted(map(str, report["mismatched_keys"]))]
     faults += [
@@ -139,6 +149,7 @@ def refuse_gaps(report: dict[str, Any], folder: Path) -> None:
         for name in sorted(report["unexpected_keys"])
         if not any(f".{name}".find(f".{head}") >= 0 for head in HEADS)
     ]
+    faults = [f for f in faults if not any(fnmatch(f.split(" ")[0], pattern) for pattern in allowed)]
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise UserError(

@@ -23,7 +23,7 @@ Pooling = Literal["mean", "first", "last"]
 
 
 ID_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-OWN_SETTINGS = ("name", "max_length", "pooling")
+OWN_SETTINGS = ("name", "from_pretrained", "max_length", "pooling")
 """Settings of an encoder that are not the `transformers` model's."""
 
 

@@ -35,6 +35,8 @@ class ViTEncoderConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     """`sincos`: fixed 2-D sine-cosine positions as in MAE; `learned`: N(0, .02²), trained."""
     pooling: Literal["mean", "cls"] = "mean"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 

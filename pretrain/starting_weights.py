@@ -1,0 +1,103 @@
+"""Where a new run's weights come from: its seed, a `transformers` folder, or another run. A resumed run needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
+from data_tools.errors import UserError
+from pretrain.checkpoint import complete, find_fault, newest_valid
+from pretrain.config import Config
+from pretrain.encoders.continued import LoadingReport, load_pretrained
+from pretrain.engine.base import without_advice
+from pretrain.objectives.base import Objective
+
+
+def load_starting_weights(config: Config, objective: Objective) -> list[LoadingReport]:
+    """Load what `encoder.from_pretrained` and `init_from` name, unless the run's own checkpoints come first.
+
+    Called before an engine spreads the roles, on every rank.
+
+    Raises:
+        UserError: nothing to load there, or it does not fit the roles.
+    """
+    if complete(config.folder / "checkpoints"):
+        return []
+    reports = []
+    if folder := getattr(config.encoder, "from_pretrained", None):
+        reports.append(load_pretrained(objective.encoder, Path(folder), config.allow_keys))
+    if config.init_from:
+        reports.append(load_roles(find_checkpoint(Path(config.init_from)), objective, config.allow_keys))
+    return reports
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: one itself, or the newest valid one of a run folder."""
+    if (path / "checkpoints").is_dir():
+        checkpoint, broken = newest_valid(path / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"init_from={path}: has no valid checkpoint ({'; '.join(broken) or 'none yet'})")
+        return checkpoint
+    if not path.is_dir():
+        raise UserError(f"init_from={path}: no such folder; give a run folder or one of its checkpoints")
+    fault = find_fault(path)
+    if fault:
+        raise UserError(f"init_from={path}: neither a run folder nor a valid checkpoint ({fault})")
+    return path
+
+
+def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] = ()) -> LoadingReport:
+    """Take the weights of all roles from a checkpoint of any engine and world size; nothing of its optimizers.
+
+    Args:
+        allowed: patterns of tensors (`encoder.model.*`, `decoder.*`) that either side may lack.
+    """
+    reader = FileSystemReader(checkpoint)
+    saved = {
+        name.removeprefix("roles."): tuple(getattr(entry, "size", ()))
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith("roles.")
+    }
+    own = {role: module.state_dict() for role, module in objective.roles.items()}
+    wanted = {f"{role}.{name}": tensor for role, state in own.items() for name, tensor in state.items()}
+    refuse_gaps(checkpoint, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, allowed)
+    both = {
+        role: {name: tensor for name, tensor in state.items() if f"{role}.{name}" in saved}
+        for role, state in own.items()
+    }
+    with without_advice():
+        dcp.load(
+            {"roles": {role: state for role, state in both.items() if state}},
+            storage_reader=reader,
+            no_dist=True,
+        )
+    for role, module in objective.roles.items():
+        module.load_state_dict({**own[role], **both[role]})
+    loaded = sum(len(state) for state in both.values())
+    return LoadingReport(str(checkpoint), loaded, unused=sorted(saved.keys() - wanted.keys()))
+
+
+def refuse_gaps(
+    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: Iterable[str]
+) -> None:
+    """Raise a `UserError` naming every tensor that is missing, unexpected or of another shape."""
+    faults = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
+    faults |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
+    faults = {n: f for n, f in faults.items() if not any(fnmatch(n, pattern) for pattern in allowed)}
+    faults |= {
+        name: f"of shape {saved[name]}, not {wanted[name]}"
+        for name in sorted(saved.keys() & wanted.keys())
+        if saved[name] != wanted[name]
+    }
+    if faults:
+        named = [f"{name} is {fault}" for name, fault in faults.items()]
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        raise UserError(
+            f"init_from ({checkpoint}): {'; '.join(named[:8])}{more}; name what may differ in allow_keys, "
+            f"e.g. allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
+        )
