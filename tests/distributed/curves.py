@@ -22,8 +22,6 @@ from pretrain.run import build_objective
 from pretrain.trainer import Trainer
 
 STEPS, BATCH = 20, 16
-ACCUMULATIONS = (1, 2, 4)
-"""Micro-batches of a rank in a step; on four ranks, which share two cores here, only the first."""
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
           "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0", "train.precision=fp32"]  # fmt: skip
 SMALL = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
@@ -42,6 +40,11 @@ CASES: dict[str, list[str]] = {
                              "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
+
+
+def accumulations(processes: int) -> tuple[int, ...]:
+    """Micro-batches of a rank in a step; on four ranks, which share two cores here, none are accumulated."""
+    return (1, 2, 4) if processes < 4 else (1,)
 
 
 class Recorder:
@@ -75,7 +78,7 @@ def main(out: str, cases: str, overrides: list[str]) -> None:
     world = World.from_environment()
     curves = {}
     for case in cases.split(","):
-        for cuts in ACCUMULATIONS if world.size < 4 else (1,):
+        for cuts in accumulations(world.size):
             micro = BATCH // world.size // cuts
             curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
     if world.rank == 0:
