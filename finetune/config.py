@@ -13,12 +13,12 @@ from pretrain.config import (
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
-    build_section,
     flatten,
     merge,
     parse_override,
     read_recipe,
 )
+from pretrain.schema import build_section
 
 RECIPES = Path(__file__).parent / "recipes"
 Method = Literal["full", "scratch", "linear", "knn"]

@@ -20,7 +20,6 @@ from finetune.labels import Labelled
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
 from pretrain.config import Config as TrainerConfig
-from pretrain.config import build_section
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import ModelFolder, load_encoder
 from pretrain.engine.base import Engine
@@ -28,6 +27,7 @@ from pretrain.objectives.base import Batch
 from pretrain.optim import build_optimizer
 from pretrain.release import load_run_encoder
 from pretrain.run import evaluating
+from pretrain.schema import build_section
 from pretrain.trainer import Trainer
 
 EVALUATION_BATCH = 256

@@ -6,15 +6,15 @@ a recipe is ever executed or read from the environment.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from data_tools.errors import UserError, nearest
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
+from pretrain.schema import build_section
 from pretrain.tracking.config import TrackingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -252,34 +252,6 @@ def build_config(values: dict[str, Any]) -> Config:
     config = build_section(Config, values, "")
     check(config)
     return config
-
-
-def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
-    """Validate a mapping into the dataclass `schema`, strictly: unknown keys are errors that name the nearest one."""
-    reject_unknown(schema, values, place)
-    try:
-        return TypeAdapter(schema).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join([place, *map(str, first["loc"])]).strip(".")
-        raise UserError(f"{key}={first.get('input')!r}: {first['msg'].lower()}") from None
-
-
-def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
-    """Raise a `UserError` for the first key of `values` that the dataclass `schema` does not have."""
-    known = {field.name: field for field in fields(schema)}
-    for key, value in values.items():
-        dotted = f"{place}.{key}".strip(".")
-        if key not in known:
-            raise UserError(
-                f"{dotted}: unknown key;{nearest(str(key), list(known))} known: {', '.join(known)}"
-            )
-        default = known[key].default
-        if is_dataclass(default):
-            if not isinstance(value, (dict, type(default))):
-                raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
-            if isinstance(value, dict):
-                reject_unknown(type(default), value, dotted)
 
 
 def check(config: Config) -> None:

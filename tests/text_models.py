@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from data_tools.tokenizer import save_tokenizer, train_tokenizer
-from pretrain.config import build_section
 from pretrain.encoders import encoder_class
 from pretrain.encoders.pretrained import ModelFolder
 from pretrain.objectives.base import stack
+from pretrain.schema import build_section
 
 TEXTS = (
     "the state of the union is strong, and the people of these states know it.",

@@ -167,9 +167,10 @@ def interpolate_length(positions: Tensor, count: int) -> Tensor:
 
 
 def fit_channels(kernels: Tensor, channels: int) -> Tensor:
-    """(D, c, p, p) → (D, channels, p, p): an image of equal channels keeps its response,
+    """(D, c, p, p) → (D, channels, p, p): an image of equal channels keeps its response.
 
-    exactly where one number of channels is a multiple of the other or the new one is 1, else its scale."""
+    Exactly so where the channels become one or some multiple; else its scale is kept.
+    """
     old = kernels.shape[1]
     if channels == 1:
         return kernels.sum(1, keepdim=True)

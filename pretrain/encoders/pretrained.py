@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError, nearest
-from pretrain.config import build_section
 from pretrain.encoders import ENCODERS
 from pretrain.encoders.base import Encoder
+from pretrain.schema import build_section
 
 SETTINGS_KEY = "masquerade"
 """Where a release's `config.json` keeps the encoder's own settings, those that `transformers` has no word for."""

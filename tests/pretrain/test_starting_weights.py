@@ -12,12 +12,13 @@ from tiny_run import SMALL, make_run
 from transformers import BertConfig, BertModel, ConvNextV2Config, ConvNextV2Model, ViTConfig, ViTModel
 
 from data_tools.errors import UserError
-from pretrain.config import build_section, load_config
+from pretrain.config import load_config
 from pretrain.encoders import encoder_class
 from pretrain.encoders.continued import fit_channels, interpolate_grid, load_pretrained, settings_of_folder
 from pretrain.encoders.pretrained import load_encoder
 from pretrain.release import release_run
 from pretrain.run import run
+from pretrain.schema import build_section
 from pretrain.starting_weights import load_starting_weights
 
 QUICK = ("train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",

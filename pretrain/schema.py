@@ -1,0 +1,38 @@
+"""Dataclasses as schemas: a mapping is validated into one strictly, and a mistake names the nearest right key."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from data_tools.errors import UserError, nearest
+
+
+def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
+    """Validate a mapping into the dataclass `schema`, strictly: unknown keys are errors that name the nearest one."""
+    reject_unknown(schema, values, place)
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([place, *map(str, first["loc"])]).strip(".")
+        raise UserError(f"{key}={first.get('input')!r}: {first['msg'].lower()}") from None
+
+
+def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
+    """Raise a `UserError` for the first key of `values` that the dataclass `schema` does not have."""
+    known = {field.name: field for field in fields(schema)}
+    for key, value in values.items():
+        dotted = f"{place}.{key}".strip(".")
+        if key not in known:
+            raise UserError(
+                f"{dotted}: unknown key;{nearest(str(key), list(known))} known: {', '.join(known)}"
+            )
+        default = known[key].default
+        if is_dataclass(default):
+            if not isinstance(value, (dict, type(default))):
+                raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
+            if isinstance(value, dict):
+                reject_unknown(type(default), value, dotted)
