@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,24 @@ from pretrain.engine.base import Engine
 MANIFEST = "manifest.json"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be written, where the run goes on all the same."""
+
+    step: int
+    reason: str
+
+
+@dataclass
+class Pending:
+    """A checkpoint that a thread of its own is writing."""
+
+    step: int
+    partial: Path
+    thread: threading.Thread | None = None
+    fault: str | None = None
+
+
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
@@ -33,35 +53,68 @@ class Checkpoints:
         self.folder = folder
         self.engine = engine
         self.config = config
+        self.pending: Pending | None = None
 
-    def save(self, step: int, progress: dict[str, Any]) -> str | None:
-        """Write the state after `step` steps. Called on all ranks together.
+    @property
+    def lead(self) -> bool:
+        return self.engine.world.rank == 0
+
+    def save(self, step: int, progress: dict[str, Any]) -> Failure | None:
+        """Write the state after `step` steps, in the background where that is set. Called on all ranks together.
 
         Args:
             progress: what is not a tensor: the stream's state, versions. JSON-able, the same on all ranks.
         Returns:
-            Why there is no such checkpoint, where it could not be written and the run is to go on all the same.
+            What has failed by now, this checkpoint or the one before it, where the run is to go on all the same.
         Raises:
             UserError: it could not be written (a full disk, no permission); those before it are as they were.
         """
-        final = self.folder / f"step_{step:08d}"
-        partial = self.folder / f".step_{step:08d}.partial"
-        lead = self.engine.world.rank == 0
-        fault = self.attempt(lambda: make_anew(partial)) if lead else None
-        fault = self.engine.broadcast(fault) or self.on_any_rank(
-            self.attempt(lambda: self.engine.save(partial))
-        )
-        if lead and fault is None:
-            fault = self.attempt(lambda: self.publish(partial, final, {"step": step, **progress}))
-        fault = self.engine.broadcast(fault)
+        failure = self.finish()
+        pending = self.pending = Pending(step, self.folder / f".step_{step:08d}.partial")
+        fault = self.attempt(lambda: make_anew(pending.partial)) if self.lead else None
+        pending.fault = self.engine.broadcast(fault)
+        writers: list[Callable[[], None]] = []
+        if pending.fault is None:
+            pending.fault = self.on_any_rank(
+                self.attempt(lambda: writers.append(self.engine.start_saving(pending.partial)))
+            )
+        if pending.fault is None:
+            work = threading.Thread(
+                target=self.write, args=(pending, writers[0], {"step": step, **progress}), daemon=True
+            )
+            pending.thread = work
+            work.start()
+        if self.config.asynchronous and pending.fault is None:
+            return failure
+        return self.finish() or failure
+
+    def write(self, pending: Pending, write: Callable[[], None], progress: dict[str, Any]) -> None:
+        """What the thread does: this rank's files, and on rank 0 the rest, for DCP ends there when all have written."""
+        pending.fault = self.attempt(write)
+        if self.lead and pending.fault is None:
+            final = self.folder / f"step_{pending.step:08d}"
+            pending.fault = self.attempt(lambda: self.publish(pending.partial, final, progress))
+
+    def finish(self) -> Failure | None:
+        """Wait for the checkpoint that is being written, if there is one. Called on all ranks together.
+
+        Returns, raises: as `save`.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return None
+        if pending.thread:
+            pending.thread.join()
+        fault = self.engine.broadcast(pending.fault) or self.on_any_rank(pending.fault)
         if fault is None:
             return None
-        if lead:
-            shutil.rmtree(partial, ignore_errors=True)
+        if self.lead:
+            shutil.rmtree(pending.partial, ignore_errors=True)
+        final = self.folder / f"step_{pending.step:08d}"
         message = f"{final}: the checkpoint could not be written ({fault})"
         if self.config.on_failure == "stop":
             raise UserError(f"{message}; make room and start again, or set checkpoint.on_failure=warn")
-        return message
+        return Failure(pending.step, message)
 
     @staticmethod
     def attempt(write: Callable[[], object]) -> str | None:

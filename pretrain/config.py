@@ -107,6 +107,8 @@ class CheckpointConfig:
     """How many of the newest stay."""
     permanent_every: int = 0
     """Checkpoints of every so many steps are never deleted; 0: only `keep` counts."""
+    asynchronous: bool = True
+    """Training goes on while a copy in host memory is written; DeepSpeed's own format is always waited for."""
     on_failure: Literal["stop", "warn"] = "stop"
     """What to do when one cannot be written (a full disk): stop the run, or warn and train on."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
-from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoint import Checkpoints, Failure
 from pretrain.config import Config
 from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
@@ -103,8 +103,19 @@ class Trainer:
             Whether the run has come to its end; not when some rank was asked to stop, and all have saved.
         """
         self.logged_at = (self.step, time.perf_counter())
-        if self.step == 0:
-            self.run_hooks(initial=True)
+        try:
+            if self.step == 0:
+                self.run_hooks(initial=True)
+            finished = self.run_steps()
+        except OneRankError:
+            raise
+        except UserError:
+            self.finish_saving()  # met by all ranks together: what is being written is not lost
+            raise
+        self.finish_saving()
+        return finished
+
+    def run_steps(self) -> bool:
         steps = iter(self.loader)
         while self.step < self.total_steps:
             batch = self.take(steps)
@@ -120,16 +131,20 @@ class Trainer:
             if not stop:
                 self.run_hooks()
             if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
-                self.save(self.checkpoints)
+                self.tell(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
             if stop:
                 return False
         return True
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        fault = checkpoints.save(self.step, {"stream": self.loader.state_dict()})
-        if fault and self.tracker:
-            self.tracker.event("checkpoint_failed", self.step, {"reason": fault})
-            log.warning(fault)
+    def finish_saving(self) -> None:
+        if self.checkpoints:
+            self.tell(self.checkpoints.finish())
+
+    def tell(self, failure: Failure | None) -> None:
+        """A checkpoint could not be written, and the run goes on."""
+        if failure and self.tracker:
+            self.tracker.event("checkpoint_failed", failure.step, {"reason": failure.reason})
+            log.warning(failure.reason)
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps

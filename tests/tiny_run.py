@@ -52,6 +52,6 @@ def write_run(folder: Path, config: Config) -> tuple[Config, Objective]:
     engine = DDPEngine(TrainConfig(), World())
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     folder.mkdir(parents=True, exist_ok=True)
-    Checkpoints(folder / "checkpoints", engine, CheckpointConfig()).save(5, {"stream": {}})
+    Checkpoints(folder / "checkpoints", engine, CheckpointConfig(asynchronous=False)).save(5, {"stream": {}})
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     return config, objective

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from data_tools.errors import UserError
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase
@@ -91,17 +92,18 @@ class Engine(ABC):
         self.device = torch.device("cuda", self.world.local_rank) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(self.device)
+        self.stager = StateDictStager(pin_memory=cuda, share_memory=False)
+        self.saving_group: dist.ProcessGroup | None = None
+        """Collectives of a checkpoint that is written beside the training's own."""
         self.started_group = False
         if (self.world.size > 1 or self.needs_group) and not dist.is_initialized():
             self.start_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
     def start_group(self, backend: str) -> None:
-        seconds = os.environ.get("MASQUERADE_TIMEOUT")
-        timeout = timedelta(seconds=float(seconds)) if seconds else TIMEOUT
         if self.world.size > 1:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout())
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout())
         self.started_group = True
 
     @abstractmethod
@@ -175,8 +177,18 @@ class Engine(ABC):
         This is `torch.distributed.checkpoint` (DCP), which every world size loads again; an engine that has a format of
         its own overrides both, and still writes the roles with DCP, so that a release reads every checkpoint alike.
         """
-        with without_advice():
-            dcp.save(self.state_dict(), storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+        save_state(self.state_dict(), folder, self.world.size == 1)
+
+    def start_saving(self, folder: Path) -> Callable[[], None]:
+        """Copy roles and optimizers to the host, and return what writes the copy into an empty folder.
+
+        Both are called on all ranks together, the second in any thread, while training goes on; the copy's buffers are
+        used again, so it must have ended before the next one is taken.
+        """
+        if self.world.size > 1 and self.saving_group is None:
+            self.saving_group = dist.new_group(backend="gloo", timeout=timeout())
+        state = self.stager.stage(self.state_dict())
+        return lambda: save_state(state, folder, self.world.size == 1, self.saving_group)
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote. Called on all ranks together."""
@@ -192,6 +204,19 @@ class Engine(ABC):
             # for that thread while it holds the GIL (pytorch#56297): 8 of 25 short jobs hung here, none after a pause.
             time.sleep(0.2)
             dist.destroy_process_group()
+
+
+def timeout() -> timedelta:
+    seconds = os.environ.get("MASQUERADE_TIMEOUT")
+    return timedelta(seconds=float(seconds)) if seconds else TIMEOUT
+
+
+def save_state(
+    state: dict[str, Any], folder: Path, alone: bool, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write a state as DCP, on all ranks of the group together."""
+    with without_advice():
+        dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=alone, process_group=group)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,11 @@ class DeepSpeedEngine(Engine):
             engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG, client_state=universal_info())
         state = self.state_dict()
         dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+
+    def start_saving(self, folder: Path) -> Callable[[], None]:
+        """DeepSpeed writes from its own buffers, so all of it happens now."""
+        self.save(folder)
+        return lambda: None
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote, on as many ranks as wrote it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from data_tools.errors import UserError
 from pretrain.checkpoint import Checkpoints, complete, find_fault, newest_valid
 from pretrain.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.engine import base
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.mae import MAE, MAEConfig
@@ -50,7 +53,7 @@ def tensors(state, prefix=""):
 def saved(tmp_path):
     """Checkpoints at steps 1, 2 and 3 of a tiny run."""
     engine = tiny_engine(seed=0)
-    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(keep=3))
+    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(asynchronous=False, keep=3))
     for step in (1, 2, 3):
         train(engine, steps=1)
         checkpoints.save(step, {"stream": {"position": step}})
@@ -59,7 +62,7 @@ def saved(tmp_path):
 
 def test_another_process_gets_back_every_weight_and_moment(saved):
     other = tiny_engine(seed=1)
-    progress, broken = Checkpoints(saved.folder, other, CheckpointConfig(keep=3)).resume()
+    progress, broken = Checkpoints(saved.folder, other, CheckpointConfig(asynchronous=False, keep=3)).resume()
     assert progress == {"step": 3, "stream": {"position": 3}}
     assert broken == []
     before, after = tensors(saved.engine.state_dict()), tensors(other.state_dict())
@@ -69,7 +72,7 @@ def test_another_process_gets_back_every_weight_and_moment(saved):
 
 
 def test_only_the_newest_are_kept(saved):
-    saved.config = CheckpointConfig(keep=2)
+    saved.config = CheckpointConfig(asynchronous=False, keep=2)
     train(saved.engine, steps=1)
     saved.save(4, {"stream": {}})
     assert [path.name for path in complete(saved.folder)] == ["step_00000003", "step_00000004"]
@@ -118,7 +121,47 @@ def test_an_unfinished_checkpoint_is_never_taken(saved):
 
 def test_permanent_checkpoints_stay_beside_the_newest(tmp_path):
     engine = tiny_engine(seed=0)
-    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(every=1, keep=2, permanent_every=3))
+    config = CheckpointConfig(asynchronous=False, every=1, keep=2, permanent_every=3)
+    checkpoints = Checkpoints(tmp_path, engine, config)
     for step in range(1, 9):
         checkpoints.save(step, {"stream": {}})
     assert [path.name for path in complete(tmp_path)] == [f"step_{n:08d}" for n in (3, 6, 7, 8)]
+
+
+def test_what_is_written_in_the_background_is_the_moment_it_was_asked_for(tmp_path, monkeypatch):
+    engine, control = tiny_engine(seed=0), tiny_engine(seed=0)
+    slowly, go_on = threading.Event(), threading.Event()
+    write = base.save_state
+
+    def save_state(*arguments):
+        slowly.set()
+        assert go_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(base, "save_state", save_state)
+    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig())
+    train(engine, steps=2)
+    checkpoints.save(2, {"stream": {}})
+    assert slowly.wait(60)
+    train(engine, steps=1)  # meanwhile
+    assert complete(tmp_path) == []
+    go_on.set()
+    assert checkpoints.finish() is None
+    train(control, steps=2)
+    expected = tensors(control.state_dict())
+    other = tiny_engine(seed=1)
+    Checkpoints(tmp_path, other, CheckpointConfig()).resume()
+    found = tensors(other.state_dict())
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    assert not all(torch.equal(value, found[key]) for key, value in tensors(engine.state_dict()).items())
+
+
+def test_a_checkpoint_follows_the_one_before_it(tmp_path):
+    engine = tiny_engine(seed=0)
+    checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig(every=1))
+    for step in (1, 2, 3):
+        train(engine, steps=1)
+        checkpoints.save(step, {"stream": {"position": step}})
+    checkpoints.finish()
+    assert [path.name for path in complete(tmp_path)] == ["step_00000002", "step_00000003"]
+    assert all(find_fault(path) is None for path in complete(tmp_path))
