@@ -44,6 +44,10 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         self.handle = os.open(path, os.O_RDONLY)
 
+    def read(self, size: int, offset: int) -> bytes:
+        """At most ``size`` bytes; the file stays open meanwhile, though the cache may have dropped it."""
+        return os.pread(self.handle, size, offset)
+
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -149,7 +148,8 @@ class _Store:
             return self._parse(shard, number, self._read_remote)
 
     def _read_local(self, shard: int, _: int, offset: int, size: int) -> bytes:
-        return os.pread(self._files(self.location(shard)).handle, size, offset)
+        data: bytes = self._files(self.location(shard)).read(size, offset)
+        return data
 
     def _read_remote(self, shard: int, number: int, offset: int, size: int) -> bytes:
         return self.cache().read(self.segment(shard, number), offset, size)

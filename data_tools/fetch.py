@@ -100,7 +100,8 @@ class SegmentCache:
             if path is None:
                 return self.read(segment, offset, size)
             try:
-                return os.pread(self._files(str(path)).handle, size, offset - begin)
+                data: bytes = self._files(str(path)).read(size, offset - begin)
+                return data
             except FileNotFoundError:
                 continue
         raise UserError(f"{self.folder}: the cache of {self.capacity} bytes is too small; give it more room")

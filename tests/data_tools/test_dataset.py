@@ -2,14 +2,16 @@
 
 import io
 import json
+import os
 import subprocess
 import tarfile
 
 import numpy as np
 import pytest
 import webdataset as wds
-from small_data import npy, png, write_images
+from small_data import npy, png, write_images, write_tokens
 
+from data_tools.cache import OpenFile, Recent
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 
@@ -170,3 +172,20 @@ def test_damaged_or_missing_sidecar_is_refused(tmp_path, damage):
         path.write_bytes(damaged)
     with pytest.raises(UserError, match="sidecar"):
         open_dataset(tmp_path)[0]
+
+
+def test_a_file_that_the_cache_drops_is_read_to_the_end(tmp_path, monkeypatch):
+    """Its number must not become another file's while a thread is about to read from it."""
+    dataset = open_dataset(write_tokens(tmp_path / "data", [5] * 20, per_shard=10))
+    store = dataset._store
+    store._files = Recent(OpenFile, 1)
+    read = os.pread
+
+    def dropped_before_it_is_read(handle, size, offset):
+        store._files(store.location(0))
+        store._files(store.location(1))
+        return read(handle, size, offset)
+
+    expected = [sample["__key__"] for sample in dataset]
+    monkeypatch.setattr(os, "pread", dropped_before_it_is_read)
+    assert [sample["__key__"] for sample in dataset] == expected
