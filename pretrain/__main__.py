@@ -18,13 +18,14 @@ EPILOG = """examples:
   deepspeed --num_gpus 8 --module pretrain mae_digits engine=deepspeed deepspeed.stage=2
   python -m pretrain release runs/mae_digits
   python -m pretrain report runs/mae_digits
+  python -m pretrain replay runs/mae_digits --step 120
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m pretrain` and of `masquerade pretrain`."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"release": release, "report": report}
+    commands = {"release": release, "report": report, "replay": replay}
     command = commands.get(argv[0]) if argv else None
     return run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
 
@@ -36,7 +37,9 @@ def pretrain(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a name from pretrain/recipes, a YAML file; or release | report RUN")
+    parser.add_argument(
+        "recipe", help="a name from pretrain/recipes, a YAML file; or release | report | replay RUN"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
     )
@@ -113,6 +116,33 @@ def report(argv: list[str]) -> int:
 
     load_run_config(arguments.run)  # refuses what is not a run folder
     print(write_report(arguments.run))
+    return 0
+
+
+def replay(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain replay",
+        description="Run one step of a run again: the same batch from the same weights. Shows each sample's loss and "
+        "each parameter's gradient; all of it goes to RUN/replay, and nothing else of the run is changed.",
+        epilog="examples:\n  python -m pretrain replay runs/mae_digits --step 120\n"
+        "  torchrun --nproc-per-node 8 -m pretrain replay runs/mae_digits --step 120 engine=fsdp\n\n"
+        "On the ranks and the engine that the run had, the step's values are the logged ones to the last bit.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--step", type=int, required=True, help="as metrics.jsonl counts: the first is 1")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="how it is run now, e.g. engine=ddp"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    quiet_libraries()
+    from pretrain.replay import describe
+    from pretrain.replay import replay as replay_step
+
+    found = replay_step(arguments.run, arguments.step, arguments.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        print(describe(found))
+        print(f"all of it: {arguments.run / 'replay' / f'step_{arguments.step}.json'}")
     return 0
 
 

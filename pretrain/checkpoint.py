@@ -149,15 +149,17 @@ class Checkpoints:
         for partial in self.folder.glob(".step_*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def resume(self, at_most: int | None = None) -> tuple[dict[str, Any] | None, list[str]]:
         """Load the newest valid checkpoint into the engine. Called on all ranks together.
 
+        Args:
+            at_most: the last step that is wanted; a newer checkpoint is passed over.
         Returns:
             Its progress (None: there is no checkpoint yet), and a line for every broken one that was passed over.
         Raises:
             UserError: there are checkpoints, and none of them is valid.
         """
-        path, broken = self.engine.on_lead(lambda: newest_valid(self.folder))
+        path, broken = self.engine.on_lead(lambda: newest_valid(self.folder, at_most))
         if path is None:
             if broken:
                 raise UserError(
@@ -192,10 +194,12 @@ def complete(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(folder: Path, at_most: int | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are what its manifest says, and what is wrong with the newer ones."""
     broken: list[str] = []
     for path in reversed(complete(folder)):
+        if at_most is not None and step_of(path) > at_most:
+            continue
         fault = find_fault(path)
         if fault is None:
             return path, broken

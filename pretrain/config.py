@@ -62,7 +62,9 @@ class TrainConfig:
     """Attention back end of the `transformers` layers; default: the encoder's own choice (sdpa)."""
     clip_grad_norm: float | None = None
     max_skipped_steps: int = 20
-    """Steps with a non-finite gradient, in a row, after which the run gives up."""
+    """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""
+    spike_sigma: float | None = None
+    """Leave out an update whose gradient norm lies so many deviations above the mean of the last 128 (OLMo-core: 6)."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,8 @@ def check(config: Config) -> None:
         "train.global_batch_size": train.global_batch_size,
         "train.micro_batch_size": train.micro_batch_size,
         "train.clip_grad_norm": train.clip_grad_norm,
+        "train.max_skipped_steps": train.max_skipped_steps,
+        "train.spike_sigma": train.spike_sigma,
         "optimizer.lr": config.optimizer.lr,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,

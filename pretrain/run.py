@@ -15,7 +15,7 @@ from torch import nn
 
 from data_tools.dataset import Dataset
 from data_tools.loader import Loader
-from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoint import Checkpoints, complete
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.encoders import encoder_class
@@ -56,7 +56,8 @@ def run(config: Config) -> Result:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
-    loaded = load_starting_weights(config, objective)
+    resumes = complete(config.folder / "checkpoints")
+    loaded = [] if resumes else load_starting_weights(config, objective)
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "data.max_damage_rate",
     "train.micro_batch_size",
     "train.max_skipped_steps",
+    "train.spike_sigma",
     "train.compile",
     "train.activation_checkpointing",
     "train.attention",

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 from data_tools.errors import UserError
-from pretrain.checkpoint import complete, find_fault, newest_valid
+from pretrain.checkpoint import find_fault, newest_valid
 from pretrain.config import Config
 from pretrain.encoders.continued import LoadingReport, load_pretrained
 from pretrain.engine.base import without_advice
@@ -19,15 +19,13 @@ from pretrain.objectives.base import Objective
 
 
 def load_starting_weights(config: Config, objective: Objective) -> list[LoadingReport]:
-    """Load what `encoder.from_pretrained` and `init_from` name, unless the run's own checkpoints come first.
+    """Load what `encoder.from_pretrained` and `init_from` name.
 
     Called before an engine spreads the roles, on every rank.
 
     Raises:
         UserError: nothing to load there, or it does not fit the roles.
     """
-    if complete(config.folder / "checkpoints"):
-        return []
     reports = []
     if folder := getattr(config.encoder, "from_pretrained", None):
         reports.append(load_pretrained(objective.encoder, Path(folder), config.allow_keys))

@@ -75,7 +75,9 @@ class Trainer:
         """Of the newest step, by label: this rank's share of the mean over the global batch."""
         self.counts: dict[str, Tensor] = {}
         """Of those metrics that have a count of their own."""
-        self.skipped = torch.zeros((), device=engine.device)
+        self.skipped_in_a_row = torch.zeros((), device=engine.device)
+        self.skipped_since = torch.zeros((), device=engine.device)
+        """Updates left out since the last logged line."""
         self.logged_at = (0, time.perf_counter())
         self.waited = 0.0
         self.damages_told = 0
@@ -83,13 +85,13 @@ class Trainer:
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
         self.stopping = False
 
-    def resume(self) -> list[str] | None:
-        """Go on from the newest valid checkpoint.
+    def resume(self, at_most: int | None = None) -> list[str] | None:
+        """Go on from the newest valid checkpoint, of no later step than `at_most` where that is given.
 
         Returns:
             What is wrong with newer, broken ones; None where there is no checkpoint to go on from.
         """
-        progress, broken = self.checkpoints.resume() if self.checkpoints else (None, [])
+        progress, broken = self.checkpoints.resume(at_most) if self.checkpoints else (None, [])
         if progress is None:
             return None
         self.step = progress["step"]
@@ -119,12 +121,7 @@ class Trainer:
         steps = iter(self.loader)
         while self.step < self.total_steps:
             batch = self.take(steps)
-            self.values.clear()
-            self.counts.clear()
-            for phase in self.phases:
-                if self.step % phase.every == 0:
-                    self.update(phase, batch)
-            self.step += 1
+            self.train_step(batch)
             if self.due(self.config.tracking.log_every):
                 self.log(batch)
             stop = self.stopping and self.step < self.total_steps
@@ -135,6 +132,15 @@ class Trainer:
             if stop:
                 return False
         return True
+
+    def train_step(self, batch: Step) -> None:
+        """Every phase that is due, over one global batch."""
+        self.values.clear()
+        self.counts.clear()
+        for phase in self.phases:
+            if self.step % phase.every == 0:
+                self.update(phase, batch)
+        self.step += 1
 
     def finish_saving(self) -> None:
         if self.checkpoints:
@@ -176,7 +182,8 @@ class Trainer:
         norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm)
         # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
         self.values[self.label(phase, "grad_norm")] = norm.double() / self.engine.world.size
-        self.skipped = (self.skipped + skipped) * skipped  # in a row
+        self.skipped_in_a_row = (self.skipped_in_a_row + skipped) * skipped
+        self.skipped_since = self.skipped_since + skipped
         self.engine.after_step(phase, self.step)
 
     def add(self, label: str, value: Metric, scale: float) -> None:
@@ -193,25 +200,32 @@ class Trainer:
     def label(self, phase: Phase, name: str) -> str:
         return name if len(self.phases) == 1 else f"{phase.name}/{name}"
 
-    def log(self, batch: Step) -> None:
-        """Reduce the newest step's values over ranks, once, and hand them to the tracker."""
+    def reduced(self) -> dict[str, float]:
+        """The newest step's values over the global batch: reduced over ranks, once."""
         sums = self.engine.sum(torch.stack([*self.values.values(), *self.counts.values()])).tolist()
         counts = dict(zip(self.counts, sums[len(self.values) :], strict=True))
+        return {n: s / max(counts.get(n, 1.0), 1.0) for n, s in zip(self.values, sums, strict=False)}
+
+    def log(self, batch: Step) -> None:
+        """Hand the newest step's values to the tracker, with how fast it went."""
+        reduced = self.reduced()
         now = time.perf_counter()
         since, started = self.logged_at
         values = {
-            **{n: s / max(counts.get(n, 1.0), 1.0) for n, s in zip(self.values, sums, strict=False)},
+            **reduced,
             "lr": self.config.optimizer.lr
             * learning_rate(self.step - 1, self.total_steps, self.config.schedule),
             "position": self.loader.state_dict()["position"],
             "epoch": batch.epoch,
             "samples_per_second": (self.step - since) * self.config.train.global_batch_size / (now - started),
             "data_wait": self.waited / (now - started),
+            "skipped_updates": int(self.skipped_since.item()),
             **self.damaged(),
         }
         if self.tracker:
             self.tracker.train(self.step, values)
         self.waited, self.logged_at = 0.0, (self.step, now)
+        self.skipped_since.zero_()
         self.stop_if_stuck(batch)
 
     def damaged(self) -> dict[str, int]:
@@ -224,13 +238,18 @@ class Trainer:
         return {"damaged_samples": len(entries)} if entries else {}
 
     def stop_if_stuck(self, batch: Step) -> None:
-        in_a_row = int(self.skipped.item())
-        if in_a_row >= self.config.train.max_skipped_steps:
-            keys = [key for micro in batch.keys for key in micro]
-            raise UserError(
-                f"step {self.step}: the gradient has not been finite for {in_a_row} steps (train.max_skipped_steps); "
-                f"lower optimizer.lr or look at the batch's samples: {', '.join(keys[:8])} …"
-            )
+        """Give up after too many updates left out in a row. All ranks agree, for they all know the same norms."""
+        in_a_row = int(self.skipped_in_a_row.item())
+        if in_a_row < self.config.train.max_skipped_steps:
+            return
+        keys = [key for rank in self.engine.gather(batch.keys) for micro in rank for key in micro]
+        if self.tracker:
+            self.tracker.event("aborted", self.step, {"skipped_in_a_row": in_a_row, "keys": keys})
+        raise UserError(
+            f"step {self.step}: the gradient was not finite, or a spike, in the last {in_a_row} updates "
+            f"(train.max_skipped_steps); the batch's samples: {', '.join(keys[:4])} … (all in metrics.jsonl); lower "
+            f"optimizer.lr, or look at the step: python -m pretrain replay {self.config.folder} --step {self.step}"
+        )
 
     def run_hooks(self, initial: bool = False) -> None:
         started = time.perf_counter()

@@ -116,7 +116,7 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
-        """Clip, step unless the gradient is not finite, and clear the gradients.
+        """Clip, step unless the gradient is not finite (or, where that is set, a spike), and clear the gradients.
 
         Returns:
             The gradient's norm before clipping, and 1 where the update was skipped (scalars on the device).
@@ -144,6 +144,14 @@ class Engine(ABC):
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (any small picklable object), by rank, on every rank."""
+        if self.world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
 
     def on_lead(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, on every rank; a user's mistake that it meets there is raised on all."""

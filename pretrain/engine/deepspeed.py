@@ -47,6 +47,10 @@ class DeepSpeedEngine(Engine):
         self.deepspeed = import_deepspeed()
         check_precision(train.precision)
         check_attention(train.attention, train.precision)
+        if train.spike_sigma is not None:
+            raise UserError(
+                "train.spike_sigma: DeepSpeed decides by itself which updates it makes; use engine=ddp or fsdp"
+            )
         super().__init__()
         self.train = train
         self.ds_config = build_ds_config(train, settings or DeepSpeedConfig(), self.world.size)

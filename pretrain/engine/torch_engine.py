@@ -19,6 +19,7 @@ from pretrain.config import TrainConfig
 from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
 from pretrain.engine.precision import AUTOCAST, Scaler, check_precision, convert_to_fp8, set_matmul_precision
+from pretrain.engine.spikes import SpikeGuard
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -50,6 +51,7 @@ class TorchEngine(Engine):
                 set_attention(role, self.train.attention)
         self.trainees = trainees(objective)
         self.scalers = {name: Scaler(self.train.precision == "fp16", self.device) for name in self.trainees}
+        self.guards = {p.name: SpikeGuard(self.train.spike_sigma, self.device) for p in objective.phases()}
         trained = {role: None for trainee in self.trainees.values() for role in trainee.roles.values()}
         for role in trained:
             if self.train.precision == "fp8":
@@ -106,14 +108,15 @@ class TorchEngine(Engine):
         factor = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         if scaler.enabled or max_norm is not None:
             torch._foreach_mul_(gradients, (factor / scaler.scale).to(gradients[0].device))
-        skipped = (~norm.isfinite()).float()
+        overflowed = ~norm.isfinite()
+        skipped = (overflowed | self.guards[phase.name].check(norm)).float()
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
         # The fused kernels leave everything as it is where found_inf is 1, without asking the host.
         optimizer.found_inf = skipped.to(gradients[0].device)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
-        scaler.update(skipped)
+        scaler.update(overflowed.float())
         return norm, skipped
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,13 +126,17 @@ class TorchEngine(Engine):
             for name, optimizer in self.optimizers.items()
         }
         scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items() if scaler.enabled}
-        return {"roles": roles, "optimizers": optimizers} | ({"scalers": scalers} if scalers else {})
+        guards = {name: guard.state_dict() for name, guard in self.guards.items()}
+        state = {"roles": roles, "optimizers": optimizers, "guards": guards}
+        return state | ({"scalers": scalers} if scalers else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, module in self.objective.roles.items():
             module.load_state_dict(state["roles"][name])
         for name, optimizer in self.optimizers.items():
             set_optimizer_state_dict(self.trainees[name], optimizer, state["optimizers"][name], options=FLAT)
+        for name, guard in self.guards.items():
+            guard.load_state_dict(state["guards"][name])
         for name, scaler in self.scalers.items():
             if scaler.enabled:
                 scaler.load_state_dict(state["scalers"][name])
