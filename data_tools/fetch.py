@@ -270,13 +270,18 @@ class ReadAhead:
         self._waiting: deque[tuple[SegmentCache, Segment, int]] = deque()
         self._visits: dict[tuple[int, str], tuple[SegmentCache, Segment, deque[_Visit]]] = {}
 
-    def advance(self, position: int, step: int, mine: Callable[[int], Int64Array]) -> None:
-        """The steps before ``position`` are done; ``mine(p)`` are this rank's positions of the step at p."""
+    def advance(
+        self, position: int, following: Callable[[int], int], mine: Callable[[int], Int64Array]
+    ) -> None:
+        """The steps before ``position`` are done.
+
+        ``mine(p)`` are this rank's positions of the step at p, and ``following(p)`` is where the next one starts.
+        """
         self._planned = max(self._planned, position)
         while self._planned < position + self._window:
             for cache, segment, use in self._needs(mine(self._planned)):
                 self._add(cache, segment, use)
-            self._planned += step
+            self._planned = following(self._planned)
         self._let_go(position)
         while self._waiting:
             cache, segment, use = self._waiting[0]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_tools.batch_sizes import BatchSizes
 from data_tools.damage import Damage, Ledger
 from data_tools.dataset import Dataset
 from data_tools.decode import Sample
@@ -145,26 +146,29 @@ class Loader:
     """Endless steps of a stream for one rank of ``world_size``.
 
     Step t of a run holds positions [tB, (t + 1)B) for the global batch size B; rank r takes those ≡ r (mod world
-    size), in micro-batches. ``workers`` = 0 prepares batches in the caller's thread.
+    size), in micro-batches. ``workers`` = 0 prepares batches in the caller's thread. ``batch_size_warmup`` holds
+    stages (global batch size, steps) that come before B.
     """
 
     def __init__(
         self, stream: SampleStream, transform: Transform, seed: int = 0, global_batch_size: int = 256,
         micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1, workers: int = 0,
         worker_kind: str = "thread", start: int = 0, pin_memory: bool = False, max_damage_rate: float = 0.01,
+        batch_size_warmup: Sequence[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
-        if global_batch_size < 1 or global_batch_size % world_size:
-            raise UserError(
-                f"global_batch_size={global_batch_size}: {world_size} ranks do not divide it; use a multiple of"
-                f" {world_size}"
-            )
-        share = global_batch_size // world_size
-        self.micro_batch_size = micro_batch_size or share
-        if self.micro_batch_size < 1 or share % self.micro_batch_size:
-            raise UserError(
-                f"micro_batch_size={self.micro_batch_size}: does not divide the {share} samples of a rank"
-                f" (global_batch_size={global_batch_size} over {world_size} ranks); use a divisor of {share}"
-            )
+        self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
+        self.micro_batch_size = micro_batch_size or global_batch_size // world_size
+        for size in self.batch_sizes.all:
+            if size < 1 or size % world_size:
+                raise UserError(
+                    f"global_batch_size={size}: {world_size} ranks do not divide it; use a multiple of {world_size}"
+                )
+            share = size // world_size
+            if self.micro_batch_size < 1 or share % min(share, self.micro_batch_size):
+                raise UserError(
+                    f"micro_batch_size={self.micro_batch_size}: does not divide the {share} samples of a rank"
+                    f" (global_batch_size={size} over {world_size} ranks); use a divisor of {share}"
+                )
         if not 0 <= rank < world_size:
             raise UserError(f"rank={rank}: must lie in [0, {world_size})")
         if worker_kind not in ("thread", "process"):
@@ -178,9 +182,13 @@ class Loader:
         self._stale = False  # what was prepared ahead is no longer what is wanted
 
     def _mine(self, position: int) -> Int64Array:
-        """This rank's positions of the step at ``position``, shape (global_batch_size / world_size,)."""
+        """This rank's positions of the step at ``position``, shape (global batch size / world_size,)."""
         first = position + (self.rank - position) % self.world_size
-        return np.arange(first, position + self.global_batch_size, self.world_size, dtype=np.int64)
+        return np.arange(first, self._next(position), self.world_size, dtype=np.int64)
+
+    def _next(self, position: int) -> int:
+        """Where the step after the one at ``position`` starts."""
+        return position + self.batch_sizes.at(position)
 
     def _micro_positions(self, position: int) -> list[Int64Array]:
         mine = self._mine(position)
@@ -192,7 +200,7 @@ class Loader:
 
         def advance() -> None:
             if reader is not None:
-                reader.advance(self.position, self.global_batch_size, self._mine)
+                reader.advance(self.position, self._next, self._mine)
 
         if self.workers == 0:
             while True:
@@ -202,17 +210,15 @@ class Loader:
         submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
         ahead = self.position
-        micro_batches = self.global_batch_size // self.world_size // self.micro_batch_size
-        depth = max(2, -(-AHEAD * self.workers // micro_batches))  # steps in preparation
         try:
             while True:
                 advance()
                 if self._stale:
                     submit, ahead, self._stale = self._start_pool(), self.position, False
                     pending.clear()
-                while len(pending) < depth:
+                while len(pending) < 2 or sum(map(len, pending)) < AHEAD * self.workers:
                     pending.append([submit(p) for p in self._micro_positions(ahead)])
-                    ahead += self.global_batch_size
+                    ahead = self._next(ahead)
                 yield self._step([future.result() for future in pending.popleft()])
         finally:
             self.close()
@@ -236,7 +242,7 @@ class Loader:
         if self.pin_memory and torch.cuda.is_available():
             batches = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches]
         position = self.position
-        self.position += self.global_batch_size
+        self.position = self._next(position)
         epoch = position // self.stream.samples_per_epoch
         return Step(position, epoch, batches, [keys for _, keys, _ in parts], damages)
 

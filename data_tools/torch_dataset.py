@@ -21,9 +21,11 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
 
     def __init__(self, loader: Loader) -> None:
         """``loader``: where the batches come from; each must be one micro-batch."""
-        if loader.micro_batch_size * loader.world_size != loader.global_batch_size:
+        whole = loader.micro_batch_size * loader.world_size == loader.global_batch_size
+        if not whole or loader.batch_sizes.warmup:
             raise ValueError(
-                "a StreamDataset gives whole batches: leave the loader's micro_batch_size at its default"
+                "a StreamDataset gives whole batches of one size: leave the loader's micro_batch_size and "
+                "batch_size_warmup at their defaults"
             )
         self._loader = loader
         self._start = loader.position

@@ -12,6 +12,7 @@ from data_tools.errors import UserError, run_cli
 EPILOG = """examples:
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
+  python -m pretrain mae_digits --dry-run
   torchrun --nproc-per-node 2 -m pretrain mae_digits
   torchrun --nproc-per-node 8 -m pretrain mae_digits engine=fsdp
   python -m pretrain mae_images encoder.from_pretrained=vit-release encoder.image_size=384
@@ -51,6 +52,11 @@ def pretrain(argv: list[str]) -> int:
         help="auto: go on from the run's newest checkpoint, else start from init_from, else from the seed; "
         "never: refuse a folder that holds checkpoints",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take two steps, a picture and a probe, say how long and how much memory they took, and write nothing",
+    )
     # The `deepspeed` launcher says this beside LOCAL_RANK, which is what counts.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
@@ -65,6 +71,13 @@ def pretrain(argv: list[str]) -> int:
     lead = os.environ.get("RANK", "0") == "0"
     if lead:
         print(format_config(config, origin), flush=True)
+    if arguments.dry_run:
+        from pretrain.dry_run import dry_run
+
+        found = dry_run(config)
+        if lead:
+            print(found.describe(config))
+        return 0
     from pretrain.preemption import REQUEUE
     from pretrain.run import run
 

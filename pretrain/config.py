@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from data_tools.batch_sizes import BatchSizes
 from data_tools.errors import UserError, nearest
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
 from pretrain.schema import build_section
@@ -50,6 +51,9 @@ class TrainConfig:
     steps: int | None = None
     epochs: float | None = None
     global_batch_size: int = 256
+    batch_size_warmup: tuple[tuple[int, int], ...] = ()
+    """Stages before it, each (global batch size, steps): [[64, 1000], [128, 1000]]. The learning rate follows its own
+    schedule."""
     micro_batch_size: int | None = None
     """Samples of one rank in one forward pass; the rest is accumulated. Default: all of the rank's share."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp8"] = "fp32"
@@ -65,6 +69,16 @@ class TrainConfig:
     """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""
     spike_sigma: float | None = None
     """Leave out an update whose gradient norm lies so many deviations above the mean of the last 128 (OLMo-core: 6)."""
+    hang_timeout: float | None = None
+    """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
+    of the collectives' timeout, which is 600 s or `MASQUERADE_TIMEOUT`."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time on the same machine and set-up. Slower on a GPU."""
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The global batch size by position."""
+        return BatchSizes(self.global_batch_size, self.batch_size_warmup)
 
 
 @dataclass(frozen=True)
@@ -276,6 +290,11 @@ def check(config: Config) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "data.sequence_length": config.data.sequence_length,
     }
+    for size, steps in train.batch_size_warmup:
+        if size <= 0 or steps <= 0:
+            raise UserError(f"train.batch_size_warmup: [{size}, {steps}]: give positive (batch size, steps)")
+    if train.hang_timeout is not None and train.hang_timeout < 0:
+        raise UserError(f"train.hang_timeout={train.hang_timeout}: must not be negative; 0 switches it off")
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
@@ -307,19 +326,20 @@ def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """Raise a `UserError` when the ranks cannot share the global batch equally."""
-    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
-    if batch % world_size:
-        near = max(world_size, round(batch / world_size) * world_size)
-        raise UserError(
-            f"train.global_batch_size={batch}: {world_size} ranks cannot share it equally; {near} would do"
-        )
-    share = batch // world_size
-    if micro is not None and share % micro:
-        raise UserError(
-            f"train.micro_batch_size={micro}: does not divide a rank's share of {share} samples "
-            f"(global_batch_size {batch} / {world_size} ranks); {largest_divisor(share, micro)} would do"
-        )
+    """Raise a `UserError` when the ranks cannot share every global batch equally."""
+    for batch in config.train.batch_sizes.all:
+        final = batch == config.train.global_batch_size
+        place = f"train.global_batch_size={batch}" if final else f"train.batch_size_warmup: {batch} samples"
+        if batch % world_size:
+            near = max(world_size, round(batch / world_size) * world_size)
+            raise UserError(f"{place}: {world_size} ranks cannot share it equally; {near} would do")
+        share = batch // world_size
+        micro = min(config.train.micro_batch_size or share, share)
+        if share % micro:
+            raise UserError(
+                f"train.micro_batch_size={micro}: does not divide a rank's share of {share} samples "
+                f"({place}, {world_size} ranks); {largest_divisor(share, micro)} would do"
+            )
 
 
 def largest_divisor(number: int, at_most: int) -> int:

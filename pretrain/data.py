@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from data_tools.dataset import Dataset, open_dataset
@@ -74,6 +72,7 @@ def build_loader(config: Config, objective: Objective, sources: Sources, world: 
         worker_kind=config.data.worker_kind,
         pin_memory=torch.cuda.is_available(),
         max_damage_rate=config.data.max_damage_rate,
+        batch_size_warmup=config.train.batch_size_warmup,
     )
 
 
@@ -89,4 +88,4 @@ def count_steps(config: Config, sources: Sources) -> int:
     if config.train.steps is not None:
         return config.train.steps
     samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
-    return max(1, math.ceil(samples / config.train.global_batch_size))
+    return max(1, config.train.batch_sizes.steps_for(samples))

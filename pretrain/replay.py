@@ -1,4 +1,4 @@
-"""`python -m pretrain replay RUN --step N`: run one step of a run again, the same batch from the same weights, and look.
+"""`python -m pretrain replay RUN --step N`: one step of a run again, the same batch from the same weights, looked at.
 
 Nothing of the run is changed. The weights are those of the newest checkpoint before the step, trained on up to it.
 """

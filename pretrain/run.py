@@ -21,7 +21,7 @@ from pretrain.data import Sources, build_loader, build_stream, count_steps, firs
 from pretrain.encoders import encoder_class
 from pretrain.encoders.continued import LoadingReport
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World
+from pretrain.engine.base import Engine, World, timeout
 from pretrain.objectives import objective_class
 from pretrain.objectives.base import Objective
 from pretrain.optim import build_optimizer
@@ -32,6 +32,7 @@ from pretrain.starting_weights import load_starting_weights
 from pretrain.tracking import Tracker
 from pretrain.tracking.report import write_report
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
+from pretrain.watchdog import SHARE_OF_TIMEOUT, Watchdog
 
 log = logging.getLogger(__name__)
 PICTURE_SAMPLES = 8
@@ -117,7 +118,7 @@ def fit(trainer: Trainer) -> None:
     """Train to the end, and tell the tracker how it ended."""
     started, status = time.perf_counter(), "failed"
     try:
-        with StopRequest() as trainer.stop_request:
+        with StopRequest() as trainer.stop_request, guard_against_hangs(trainer):
             finished = trainer.fit()
         status = "finished" if finished else "preempted"
         if trainer.tracker:
@@ -126,6 +127,16 @@ def fit(trainer: Trainer) -> None:
     finally:
         if trainer.tracker:
             trainer.tracker.close(status)
+
+
+@contextmanager
+def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
+    """Within it, a rank that makes no progress writes its stacks and ends."""
+    seconds = trainer.config.train.hang_timeout
+    limit = SHARE_OF_TIMEOUT * timeout().total_seconds() if seconds is None else seconds
+    with Watchdog(trainer.config.folder / "stacks", trainer.engine.world.rank, limit) as watchdog:
+        trainer.alive = watchdog.alive
+        yield
 
 
 def build_hooks(

@@ -27,6 +27,8 @@ FREE_KEYS = (
     "train.micro_batch_size",
     "train.max_skipped_steps",
     "train.spike_sigma",
+    "train.hang_timeout",
+    "train.deterministic",
     "train.compile",
     "train.activation_checkpointing",
     "train.attention",

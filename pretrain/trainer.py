@@ -20,6 +20,7 @@ from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
+from pretrain.out_of_memory import explain_out_of_memory
 from pretrain.preemption import StopRequest
 from pretrain.tracking.pictures import Picture
 
@@ -84,6 +85,8 @@ class Trainer:
         self.stop_request = StopRequest()
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
         self.stopping = False
+        self.alive: Callable[[str], None] = lambda _: None
+        """Told what begins, so that a watchdog can tell what does not end."""
 
     def resume(self, at_most: int | None = None) -> list[str] | None:
         """Go on from the newest valid checkpoint, of no later step than `at_most` where that is given.
@@ -128,6 +131,7 @@ class Trainer:
             if not stop:
                 self.run_hooks()
             if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
+                self.alive(f"saving step {self.step}")
                 self.tell(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
             if stop:
                 return False
@@ -135,11 +139,13 @@ class Trainer:
 
     def train_step(self, batch: Step) -> None:
         """Every phase that is due, over one global batch."""
+        self.alive(f"step {self.step + 1}")
         self.values.clear()
         self.counts.clear()
-        for phase in self.phases:
-            if self.step % phase.every == 0:
-                self.update(phase, batch)
+        with explain_out_of_memory(self.step + 1, self.config.train, len(batch.keys[0])):
+            for phase in self.phases:
+                if self.step % phase.every == 0:
+                    self.update(phase, batch)
         self.step += 1
 
     def finish_saving(self) -> None:
@@ -156,6 +162,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.total_steps
 
     def take(self, steps: Iterator[Step]) -> Step:
+        self.alive(f"reading the batch of step {self.step + 1}")
         started = time.perf_counter()
         try:
             batch = next(steps)
@@ -255,6 +262,7 @@ class Trainer:
         started = time.perf_counter()
         for hook in self.hooks:
             if initial or hook.due(self.step, self.total_steps):
+                self.alive(f"pictures and probes of step {self.step}")
                 hook.run(self.step)
         # Probes and pictures are not training: their time does not count into the throughput.
         self.logged_at = (self.logged_at[0], self.logged_at[1] + time.perf_counter() - started)

@@ -28,7 +28,7 @@ class DDPEngine(TorchEngine):
         # Phases that share an optimizer need not reach the same parameters (a gradient penalty has no last bias).
         one_phase = self.one_phase(optimizer)
         share = self.train.global_batch_size // self.world.size
-        accumulates = (self.train.micro_batch_size or share) != share
+        accumulates = (self.train.micro_batch_size or share) != share or bool(self.train.batch_size_warmup)
         static = one_phase and not accumulates if self.ddp.static_graph is None else self.ddp.static_graph
         return DistributedDataParallel(
             trainee,

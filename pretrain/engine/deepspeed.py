@@ -25,7 +25,7 @@ from pretrain.engine.base import BuildOptimizer, Engine, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
 from pretrain.engine.config import DeepSpeedConfig
 from pretrain.engine.ds_config import build_ds_config
-from pretrain.engine.precision import AUTOCAST, check_precision, set_matmul_precision
+from pretrain.engine.precision import AUTOCAST, check_precision, set_deterministic, set_matmul_precision
 from pretrain.engine.torch_engine import gradients_of
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -57,6 +57,7 @@ class DeepSpeedEngine(Engine):
         self.stage = self.ds_config["zero_optimization"]["stage"]
         self.autocast = AUTOCAST.get(train.precision)
         set_matmul_precision(train.precision)
+        set_deterministic(train.deterministic)
 
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
         self.objective = objective
@@ -181,6 +182,10 @@ class DeepSpeedEngine(Engine):
                 stack.enter_context(self.deepspeed.zero.GatheredParameters(parameters, modifier_rank=0))
             for name, module in self.objective.roles.items():
                 module.load_state_dict(state["roles"][name])
+
+    def checkpoint_bytes(self) -> int:
+        """Beside the roles, DeepSpeed keeps three numbers of four bytes for each: Adam's two, and the weight again."""
+        return 4 * super().checkpoint_bytes()
 
     def save(self, folder: Path) -> None:
         for name, engine in self.engines.items():

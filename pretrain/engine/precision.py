@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,14 @@ def set_matmul_precision(precision: str) -> None:
     tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Allow only algorithms that give the same bits every time; torch names one that has no such form and stops."""
+    if enabled:  # cuBLAS reads this when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)
+    torch.backends.cudnn.benchmark = False
 
 
 def convert_to_fp8(role: nn.Module) -> None:

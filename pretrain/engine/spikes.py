@@ -14,8 +14,8 @@ class SpikeGuard:
 
     After OLMo-core's skip-step optimizers (6 σ over 128 steps; OLMo 2, arXiv:2501.00656). Two things differ: only the
     norm is looked at, and a spike is remembered as no larger than the limit that it broke, so that one outlier does not
-    blind the guard to the next, while a lasting change is followed. Norms are remembered when nothing is guarded too, so
-    the guard can be switched on in mid-run.
+    blind the guard to the next, while a lasting change is followed. Norms are remembered when nothing is guarded too,
+    so the guard can be switched on in mid-run.
     """
 
     def __init__(self, sigma: float | None, device: torch.device) -> None:

@@ -18,7 +18,14 @@ from torch.distributed.tensor import DTensor
 from pretrain.config import TrainConfig
 from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
-from pretrain.engine.precision import AUTOCAST, Scaler, check_precision, convert_to_fp8, set_matmul_precision
+from pretrain.engine.precision import (
+    AUTOCAST,
+    Scaler,
+    check_precision,
+    convert_to_fp8,
+    set_deterministic,
+    set_matmul_precision,
+)
 from pretrain.engine.spikes import SpikeGuard
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -35,6 +42,7 @@ class TorchEngine(Engine):
         self.train = train
         self.autocast = AUTOCAST.get(train.precision)
         set_matmul_precision(train.precision)
+        set_deterministic(train.deterministic)
 
     @abstractmethod
     def wrap(self, optimizer: str, trainee: Trainee) -> nn.Module:

@@ -41,6 +41,22 @@ def test_two_processes_learn_what_one_learns(tmp_path, recipe, loss):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine", [["engine=ddp"], ["engine=fsdp"], ["engine=deepspeed", "deepspeed.stage=2"]]
+)
+def test_a_growing_batch_is_the_same_on_every_engine(tmp_path, engine):
+    growing = [
+        "train.global_batch_size=32",
+        "train.batch_size_warmup=[[8, 20], [16, 20]]",
+        "train.micro_batch_size=8",
+    ]
+    one = curve("mae_digits", tmp_path / "one", 1, *growing)
+    two = curve("mae_digits", tmp_path / "two", 2, *growing, *engine)
+    assert_same_curve(one, two)
+    assert [one[step]["position"] for step in (20, 40, 50)] == [160, 480, 800]
+
+
+@pytest.mark.slow
 def test_accumulated_micro_batches_learn_what_whole_batches_learn(tmp_path):
     one = curve("mae_digits", tmp_path / "one", 1, "train.global_batch_size=64")
     accumulated = curve(

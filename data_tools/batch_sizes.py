@@ -1,0 +1,41 @@
+"""How large the global batch is: it may grow in stages, and is then the same for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Global batch sizes as a function of the position alone, so that a resumed run needs no count of its steps."""
+
+    final: int
+    warmup: tuple[tuple[int, int], ...] = ()
+    """Stages before the final size: (samples in a global batch, steps)."""
+
+    def at(self, position: int) -> int:
+        """Samples of the global batch that starts at `position`."""
+        start = 0
+        for size, steps in self.warmup:
+            start += size * steps
+            if position < start:
+                return size
+        return self.final
+
+    def steps_for(self, samples: float) -> int:
+        """Steps until at least so many samples have been seen, from the first on."""
+        done = 0
+        for size, steps in self.warmup:
+            if samples <= size * steps:
+                return done + ceil_div(samples, size)
+            samples, done = samples - size * steps, done + steps
+        return done + ceil_div(samples, self.final)
+
+    @property
+    def all(self) -> list[int]:
+        """Every size that occurs, in the order of the stages."""
+        return [size for size, _ in self.warmup] + [self.final]
+
+
+def ceil_div(number: float, by: int) -> int:
+    return int(-(-number // by))

@@ -1,0 +1,58 @@
+"""Running out of memory ends the run in one line that says what to lower, and costs nothing that was saved."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.checkpoint import newest_valid
+from tests.processes import environment, losses, run
+from tests.tiny_run import SMALL
+
+SETTINGS = [
+    "mae_digits", *SMALL, "checkpoint.every=2", "tracking.log_every=1", "tracking.wandb.mode=disabled",
+    "tracking.picture_every=0", "probe.every=0", "schedule.warmup_ratio=0", "train.global_batch_size=2048",
+]  # fmt: skip
+LIMITED = """
+import resource, sys
+import pretrain.run, pretrain.dry_run, pretrain.objectives.mae, pretrain.encoders.vit  # they need memory of their own
+from pretrain.__main__ import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+pytestmark = pytest.mark.slow
+
+
+def with_memory(mebibytes, arguments):
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, str(mebibytes), *arguments],
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_it_says_what_to_lower_and_nothing_saved_is_lost(tmp_path):
+    run("pretrain", [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4", "train.micro_batch_size=64"])
+    before = losses(tmp_path)
+    (tmp_path / "checkpoints" / "step_00000004").rename(tmp_path / "gone")
+    settings = [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4"]
+    result = with_memory(80, settings)
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    assert re.search(r"error: step 3: out of memory \([\d.]+ MiB more asked for\)", result.stderr)
+    assert "set train.micro_batch_size=1024 (now 2048; the result stays the same)" in result.stderr
+    checkpoint, broken = newest_valid(tmp_path / "checkpoints")
+    assert (checkpoint.name, broken) == ("step_00000002", [])
+    enough = with_memory(8000, [*settings, "train.micro_batch_size=64"])
+    assert enough.returncode == 0, enough.stderr[-3000:]
+    assert losses(tmp_path)[4]["loss"] == before[4]["loss"]
+
+
+def test_a_dry_run_finds_it(tmp_path):
+    result = with_memory(80, [*SETTINGS, f"run_dir={tmp_path / 'run'}", "--dry-run"])
+    assert result.returncode == 2
+    assert "error: step 1: out of memory" in result.stderr
+    assert not any(tmp_path.iterdir())
