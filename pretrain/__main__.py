@@ -61,13 +61,13 @@ def pretrain(argv: list[str]) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
+    quiet_libraries()
     from pretrain.config import format_config, load_config
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
         print(format_config(config, origin))
         return 0
-    quiet_libraries()
     lead = os.environ.get("RANK", "0") == "0"
     if lead:
         print(format_config(config, origin), flush=True)
@@ -162,7 +162,7 @@ def replay(argv: list[str]) -> int:
 def quiet_libraries() -> None:
     """No advice and no progress bars of libraries between our own lines; never a look at a model hub."""
     for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                       "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}.items():  # fmt: skip
+                       "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "KINETO_LOG_LEVEL": "5"}.items():  # fmt: skip
         os.environ.setdefault(key, value)
 
 

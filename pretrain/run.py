@@ -18,6 +18,11 @@ from data_tools.loader import Loader
 from pretrain.checkpoint import Checkpoints, complete
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
+from pretrain.efficiency.communication import CommunicationSampler
+from pretrain.efficiency.flops import step_flops
+from pretrain.efficiency.meter import Meter
+from pretrain.efficiency.peak import device_peak
+from pretrain.efficiency.profiling import Profiling, check_profiling
 from pretrain.encoders import encoder_class
 from pretrain.encoders.continued import LoadingReport
 from pretrain.engine import start_engine
@@ -59,6 +64,7 @@ def run(config: Config) -> Result:
     objective = build_objective(config, first_of(sources))
     resumes = complete(config.folder / "checkpoints")
     loaded = [] if resumes else load_starting_weights(config, objective)
+    check_profiling(config.tracking)
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
@@ -88,10 +94,14 @@ def train(
     lead = engine.world.rank == 0
     try:
         run_id = engine.on_lead(lambda: folder.open(config))
+        flops = flops_per_sample(config, objective, sources) if lead else None
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
         loader = build_loader(config, objective, sources, engine.world)
         checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint)
-        trainer = Trainer(config, objective, loader, engine, total_steps, checkpoints=checkpoints)
+        meter = build_meter(config, engine, flops)
+        trainer = Trainer(
+            config, objective, loader, engine, total_steps, checkpoints=checkpoints, meter=meter
+        )
         resumed = trainer.resume()
         if lead:
             trainer.tracker = Tracker(
@@ -149,6 +159,29 @@ def build_hooks(
     if config.probe.every:
         hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker)))
     return tuple(hooks)
+
+
+def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> float | None:
+    """Model FLOPs of a step, for each sample of the batch. The objective is as built, on the CPU."""
+    share = config.train.global_batch_size // World.from_environment().size
+    size = min(config.train.micro_batch_size or share, share)
+    stream = build_stream(config, sources)
+    batch = next(iter(Loader(stream, objective.example, seed=config.seed, global_batch_size=size)))
+    flops = step_flops(objective, batch.micro_batches[0])
+    return None if flops is None else flops / size
+
+
+def build_meter(config: Config, engine: Engine, flops: float | None) -> Meter:
+    """What tells of speed on the logged lines, and records the profile where that is asked for."""
+    tracking, world = config.tracking, engine.world
+    return Meter(
+        engine,
+        sampler=CommunicationSampler(tracking.communication_every, world.size),
+        profiling=Profiling(tracking, config.folder / "profile", world.rank),
+        tokens_per_sample=config.data.sequence_length or getattr(config.encoder, "max_length", None),
+        flops_per_sample=flops,
+        peak_flops=device_peak(engine.device, config.train.precision, tracking.peak_tflops),
+    )
 
 
 def picture_hook(

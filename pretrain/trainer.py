@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from data_tools.loader import Loader, Step
 from pretrain.checkpoint import Checkpoints, Failure
 from pretrain.config import Config
 from pretrain.data import resume_loader
+from pretrain.efficiency.meter import Meter
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim import learning_rate
@@ -61,6 +61,7 @@ class Trainer:
         tracker: Tracks | None = None,
         checkpoints: Checkpoints | None = None,
         hooks: tuple[Hook, ...] = (),
+        meter: Meter | None = None,
     ) -> None:
         self.config = config
         self.objective = objective
@@ -70,6 +71,7 @@ class Trainer:
         self.tracker = tracker
         self.checkpoints = checkpoints
         self.hooks = hooks
+        self.meter = meter or Meter(engine)
         self.step = 0
         self.phases = objective.phases()
         self.values: dict[str, Tensor] = {}
@@ -79,8 +81,6 @@ class Trainer:
         self.skipped_in_a_row = torch.zeros((), device=engine.device)
         self.skipped_since = torch.zeros((), device=engine.device)
         """Updates left out since the last logged line."""
-        self.logged_at = (0, time.perf_counter())
-        self.waited = 0.0
         self.damages_told = 0
         self.stop_request = StopRequest()
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
@@ -107,7 +107,7 @@ class Trainer:
         Returns:
             Whether the run has come to its end; not when some rank was asked to stop, and all have saved.
         """
-        self.logged_at = (self.step, time.perf_counter())
+        self.meter.restart()
         try:
             if self.step == 0:
                 self.run_hooks(initial=True)
@@ -118,6 +118,7 @@ class Trainer:
             self.finish_saving()  # met by all ranks together: what is being written is not lost
             raise
         self.finish_saving()
+        self.meter.close()
         return finished
 
     def run_steps(self) -> bool:
@@ -142,7 +143,11 @@ class Trainer:
         self.alive(f"step {self.step + 1}")
         self.values.clear()
         self.counts.clear()
-        with explain_out_of_memory(self.step + 1, self.config.train, len(batch.keys[0])):
+        samples = self.engine.world.size * sum(map(len, batch.keys))
+        with (
+            self.meter.step(self.step + 1, samples),
+            explain_out_of_memory(self.step + 1, self.config.train, len(batch.keys[0])),
+        ):
             for phase in self.phases:
                 if self.step % phase.every == 0:
                     self.update(phase, batch)
@@ -163,13 +168,11 @@ class Trainer:
 
     def take(self, steps: Iterator[Step]) -> Step:
         self.alive(f"reading the batch of step {self.step + 1}")
-        started = time.perf_counter()
         try:
-            batch = next(steps)
+            with self.meter.wait_for("data"):
+                return next(steps)
         except UserError as error:
             raise OneRankError(str(error)) from None
-        self.waited += time.perf_counter() - started
-        return batch
 
     def update(self, phase: Phase, step: Step) -> None:
         """One optimizer step of one phase over the whole global batch."""
@@ -177,7 +180,8 @@ class Trainer:
         # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly; with it
         # goes whether any rank was asked to stop, so that all of them stop after the same step.
         own_count = sum(self.objective.count(phase, b) for b in micro_batches)
-        count, asked = self.engine.sum(torch.tensor([own_count, int(self.stop_request.asked)])).tolist()
+        with self.meter.wait_for("ranks"):
+            count, asked = self.engine.sum(torch.tensor([own_count, int(self.stop_request.asked)])).tolist()
         self.stopping |= asked > 0
         scale = 1.0 / max(count, 1.0)
         torch.manual_seed(seed_of(self.config.seed, self.step, phase.name, self.engine.world.rank))
@@ -216,22 +220,18 @@ class Trainer:
     def log(self, batch: Step) -> None:
         """Hand the newest step's values to the tracker, with how fast it went."""
         reduced = self.reduced()
-        now = time.perf_counter()
-        since, started = self.logged_at
         values = {
             **reduced,
             "lr": self.config.optimizer.lr
             * learning_rate(self.step - 1, self.total_steps, self.config.schedule),
             "position": self.loader.state_dict()["position"],
             "epoch": batch.epoch,
-            "samples_per_second": (self.step - since) * self.config.train.global_batch_size / (now - started),
-            "data_wait": self.waited / (now - started),
+            **self.meter.line(),
             "skipped_updates": int(self.skipped_since.item()),
             **self.damaged(),
         }
         if self.tracker:
             self.tracker.train(self.step, values)
-        self.waited, self.logged_at = 0.0, (self.step, now)
         self.skipped_since.zero_()
         self.stop_if_stuck(batch)
 
@@ -259,13 +259,11 @@ class Trainer:
         )
 
     def run_hooks(self, initial: bool = False) -> None:
-        started = time.perf_counter()
-        for hook in self.hooks:
-            if initial or hook.due(self.step, self.total_steps):
-                self.alive(f"pictures and probes of step {self.step}")
-                hook.run(self.step)
-        # Probes and pictures are not training: their time does not count into the throughput.
-        self.logged_at = (self.logged_at[0], self.logged_at[1] + time.perf_counter() - started)
+        with self.meter.leave_out():
+            for hook in self.hooks:
+                if initial or hook.due(self.step, self.total_steps):
+                    self.alive(f"pictures and probes of step {self.step}")
+                    hook.run(self.step)
 
 
 def seed_of(*parts: int | str) -> int:

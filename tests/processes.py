@@ -12,6 +12,12 @@ from typing import Any
 
 import psutil
 
+CLOCKED = (
+    "time", "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
+    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+)  # fmt: skip
+"""Values of a logged line that depend on the machine and the moment."""
+
 
 def command(package: str, arguments: list[str], processes: int = 1) -> list[str]:
     """`python -m package …`, under torchrun where there are several processes."""
@@ -70,9 +76,8 @@ def environment() -> dict[str, str]:
 def losses(run_dir: Path) -> dict[int, dict[str, Any]]:
     """By step, the last `train` line of the run's metrics, without what depends on the clock."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    clocked = ("time", "samples_per_second", "data_wait")
     return {
-        line["step"]: {k: v for k, v in line.items() if k not in clocked}
+        line["step"]: {k: v for k, v in line.items() if k not in CLOCKED}
         for line in lines
         if line["kind"] == "train"
     }

@@ -28,5 +28,14 @@ class TrackingConfig:
     """Steps between logged lines."""
     picture_every: Annotated[int, Field(ge=0)] = 500
     """Steps between pictures; 0 for none."""
+    communication_every: Annotated[int, Field(ge=0)] = 100
+    """Steps between measurements of the share in which ranks talk to each other; 0: never."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """What one device can do at most, for `mfu`; default: by its name, where that is known."""
+    profile_at: Annotated[int, Field(ge=0)] = 0
+    """First step that torch's profiler records into RUN/profile; 0: none."""
+    profile_steps: Annotated[int, Field(gt=0)] = 3
+    memory_snapshot: bool = False
+    """Record the GPU's allocations in the same steps, for pytorch.org/memory_viz."""
     progress: bool = True
     """A progress bar on a terminal, plain lines elsewhere."""

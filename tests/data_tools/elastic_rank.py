@@ -31,7 +31,11 @@ def main() -> None:
             record.write(json.dumps([step.position, step.keys[0]]) + "\n")
             record.flush()
             state = loader.state_dict()
-            (Path(out) / f"done-{rank}.json").write_text(json.dumps([os.getpid(), state]))
+            partial = Path(out) / f".done-{rank}.partial"
+            partial.write_text(json.dumps([os.getpid(), state]))
+            partial.replace(
+                Path(out) / f"done-{rank}.json"
+            )  # a kill in mid-write must not lose what was done
             time.sleep(0.01)
 
 

@@ -1,0 +1,1 @@
+"""How fast a run is, against what its devices could do, and where the rest of the time goes."""
