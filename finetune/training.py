@@ -109,6 +109,7 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
     for role in task.roles.values():
         role.train()
     Trainer(settings, task, loader, engine, steps).fit()
+    engine.put_average()
 
 
 def start_from_probe(task: Classification, labelled: Labelled, engine: Engine) -> None:

@@ -69,6 +69,9 @@ class TrainConfig:
     """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""
     spike_sigma: float | None = None
     """Leave out an update whose gradient norm lies so many deviations above the mean of the last 128 (OLMo-core: 6)."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the trained weights (.999, .9999): what pictures and probes look at, and
+    what is released. None: no average."""
     hang_timeout: float | None = None
     """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
     of the collectives' timeout, which is 600 s or `MASQUERADE_TIMEOUT`."""
@@ -293,6 +296,8 @@ def check(config: Config) -> None:
     for size, steps in train.batch_size_warmup:
         if size <= 0 or steps <= 0:
             raise UserError(f"train.batch_size_warmup: [{size}, {steps}]: give positive (batch size, steps)")
+    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+        raise UserError(f"train.ema_decay={train.ema_decay}: must lie in (0, 1); null keeps no average")
     if train.hang_timeout is not None and train.hang_timeout < 0:
         raise UserError(f"train.hang_timeout={train.hang_timeout}: must not be negative; 0 switches it off")
     for key, value in positive.items():

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
 
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
@@ -22,10 +20,10 @@ from pretrain.config import Config, build_config, plain
 from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
-from pretrain.engine.base import without_advice
 from pretrain.model_card import write_model_card
 from pretrain.objectives.base import Batch, stack
 from pretrain.run_folder import load_run_config
+from pretrain.saved_weights import read_weights
 
 log = logging.getLogger(__name__)
 SAMPLES = 8
@@ -38,7 +36,7 @@ ONE_GREY_LEVEL = 1.01 / 255
 
 @dataclass(frozen=True)
 class Trained:
-    """The encoder of a run as its newest valid checkpoint holds it."""
+    """The encoder of a run as its newest valid checkpoint holds it, averaged where the run keeps an average."""
 
     encoder: Encoder
     config: Config
@@ -63,11 +61,10 @@ def load_run_encoder(run: Path) -> Trained:
 
     dataset = first_of(open_sources(config.data))
     objective = build_objective(config, dataset)
-    state = {"roles": {name: module.state_dict() for name, module in objective.roles.items()}}
-    with without_advice():
-        dcp.load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    state = {name: module.state_dict() for name, module in objective.roles.items()}
+    read_weights(checkpoint, state)
     for name, module in objective.roles.items():
-        module.load_state_dict(state["roles"][name])
+        module.load_state_dict(state[name])
     step = int(json.loads((checkpoint / "progress.json").read_text())["step"])
     return Trained(objective.encoder.eval(), config, dataset, step)
 

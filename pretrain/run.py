@@ -196,7 +196,7 @@ def picture_hook(
     }
 
     def hook(step: int) -> None:
-        with engine.whole(), evaluating(objective):
+        with engine.averaged(), engine.whole(), evaluating(objective):
             picture = objective.picture(on_device)
         if tracker and picture is not None:
             tracker.picture(step, picture)
@@ -208,7 +208,7 @@ def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tr
     probe = OnlineProbe(config.probe)
 
     def hook(step: int) -> None:
-        with engine.whole(), evaluating(objective):
+        with engine.averaged(), engine.whole(), evaluating(objective):
             values = probe.measure(objective.encode, objective.view, engine.device)
         if tracker:
             tracker.probe(step, values)

@@ -7,15 +7,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
-
 from data_tools.errors import UserError
 from pretrain.checkpoint import find_fault, newest_valid
 from pretrain.config import Config
 from pretrain.encoders.continued import LoadingReport, load_pretrained
-from pretrain.engine.base import without_advice
 from pretrain.objectives.base import Objective
+from pretrain.saved_weights import read_weights, saved_shapes
 
 
 def load_starting_weights(config: Config, objective: Objective) -> list[LoadingReport]:
@@ -50,17 +47,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] = ()) -> LoadingReport:
-    """Take the weights of all roles from a checkpoint of any engine and world size; nothing of its optimizers.
+    """Take the weights of all roles, averaged where they were, from a checkpoint of any engine and world size.
 
     Args:
         allowed: patterns of tensors (`encoder.model.*`, `decoder.*`) that either side may lack.
     """
-    reader = FileSystemReader(checkpoint)
-    saved = {
-        name.removeprefix("roles."): tuple(getattr(entry, "size", ()))
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith("roles.")
-    }
+    saved = saved_shapes(checkpoint)
     own = {role: module.state_dict() for role, module in objective.roles.items()}
     wanted = {f"{role}.{name}": tensor for role, state in own.items() for name, tensor in state.items()}
     refuse_gaps(checkpoint, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, allowed)
@@ -68,12 +60,7 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
         role: {name: tensor for name, tensor in state.items() if f"{role}.{name}" in saved}
         for role, state in own.items()
     }
-    with without_advice():
-        dcp.load(
-            {"roles": {role: state for role, state in both.items() if state}},
-            storage_reader=reader,
-            no_dist=True,
-        )
+    read_weights(checkpoint, both)
     for role, module in objective.roles.items():
         module.load_state_dict({**own[role], **both[role]})
     loaded = sum(len(state) for state in both.values())

@@ -80,6 +80,7 @@ class DeepSpeedEngine(Engine):
             self.engines[name], *_ = self.deepspeed.initialize(
                 model=trainee, optimizer=optimizer, config=self.ds_config, dist_init_required=False
             )
+        self.keep_average(self.train.ema_decay)
 
     def refuse_fp32_phases(self) -> None:
         phases = [phase.name for phase in self.objective.phases() if phase.fp32]
@@ -161,7 +162,7 @@ class DeepSpeedEngine(Engine):
     def after_step(self, phase: Phase, step: int) -> None:
         own = type(self.objective).after_step is not Objective.after_step
         with self.whole() if own else nullcontext():
-            self.objective.after_step(phase, step)
+            super().after_step(phase, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The roles alone, whole: what optimizers keep is in DeepSpeed's own form."""
@@ -171,7 +172,8 @@ class DeepSpeedEngine(Engine):
                     name: {key: value.detach().float().clone() if value.is_floating_point() else value.clone()
                            for key, value in module.state_dict().items()}
                     for name, module in self.objective.roles.items()
-                }
+                },
+                **self.averages(),
             }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,6 +184,8 @@ class DeepSpeedEngine(Engine):
                 stack.enter_context(self.deepspeed.zero.GatheredParameters(parameters, modifier_rank=0))
             for name, module in self.objective.roles.items():
                 module.load_state_dict(state["roles"][name])
+        if self.average:
+            self.average.load_state_dict(state["averages"])
 
     def checkpoint_bytes(self) -> int:
         """Beside the roles, DeepSpeed keeps three numbers of four bytes for each: Adam's two, and the weight again."""

@@ -92,6 +92,11 @@ def check_combination(train: TrainConfig, settings: DeepSpeedConfig, stage: int)
     """Raise a `UserError` for what DeepSpeed cannot do."""
     if train.precision == "fp8":
         raise UserError("train.precision=fp8: not with engine=deepspeed; use engine=fsdp or ddp, or bf16")
+    if train.ema_decay is not None and stage == 3:
+        raise UserError(
+            f"train.ema_decay={train.ema_decay}: ZeRO-3 has no whole weights to average; use deepspeed.stage ≤ 2, or "
+            "engine=fsdp"
+        )
     if settings.offload_param != "none" and stage != 3:
         raise UserError(
             f"deepspeed.offload_param={settings.offload_param}: needs deepspeed.stage=3, this is {stage}"

@@ -76,6 +76,7 @@ class TorchEngine(Engine):
         self.optimizers = {
             name: build_optimizer(name, dict(t.roles.items())) for name, t in self.trainees.items()
         }
+        self.keep_average(self.train.ema_decay)
 
     def one_phase(self, optimizer: str) -> bool:
         """Whether a single phase uses this optimizer, so that every backward pass reaches the same parameters."""
@@ -135,7 +136,7 @@ class TorchEngine(Engine):
         }
         scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items() if scaler.enabled}
         guards = {name: guard.state_dict() for name, guard in self.guards.items()}
-        state = {"roles": roles, "optimizers": optimizers, "guards": guards}
+        state = {"roles": roles, "optimizers": optimizers, "guards": guards, **self.averages()}
         return state | ({"scalers": scalers} if scalers else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,6 +146,8 @@ class TorchEngine(Engine):
             set_optimizer_state_dict(self.trainees[name], optimizer, state["optimizers"][name], options=FLAT)
         for name, guard in self.guards.items():
             guard.load_state_dict(state["guards"][name])
+        if self.average:
+            self.average.load_state_dict(state["averages"])
         for name, scaler in self.scalers.items():
             if scaler.enabled:
                 scaler.load_state_dict(state["scalers"][name])

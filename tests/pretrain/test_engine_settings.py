@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,11 @@ def test_a_stage_that_the_file_contradicts_is_refused(tmp_path):
 def test_offloading_that_a_stage_cannot_do_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         build_ds_config(TRAIN, settings, 2)
+
+
+def test_zero_3_refuses_an_average_of_weights_that_are_nowhere_whole():
+    with pytest.raises(UserError, match=r"train.ema_decay=0.9: ZeRO-3 .* deepspeed.stage ≤ 2"):
+        build_ds_config(replace(TRAIN, ema_decay=0.9), DeepSpeedConfig(stage=3), 2)
 
 
 def test_without_deepspeed_its_engine_says_how_to_install_it(monkeypatch):
