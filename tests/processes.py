@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from tests.warm_start import Process
+
 CLOCKED = (
     "time", "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
     "straggler_wait", "slowest_rank", "communication", "communication_exposed",
@@ -31,32 +33,40 @@ def run(
     package: str, arguments: list[str], processes: int = 1, expect: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; fail with what it printed when the exit status is not the expected one (None: any but 0)."""
-    result = subprocess.run(
-        command(package, arguments, processes),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=environment(),
-    )
-    as_expected = result.returncode != 0 if expect is None else result.returncode == expect
-    assert as_expected, f"exit status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
-    return result
+    process = start(package, arguments, processes, together=False)
+    try:
+        out, error = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    status = process.returncode
+    as_expected = status != 0 if expect is None else status == expect
+    assert as_expected, f"exit status {status}\n{out[-3000:]}\n{error[-5000:]}"
+    return subprocess.CompletedProcess([package, *arguments], status or 0, out, error)
 
 
-def start(package: str, arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """Start it in the background; `kill` ends it."""
+def start(
+    package: str, arguments: list[str], processes: int = 1, together: bool = True, warm: bool = True
+) -> Process | subprocess.Popen[str]:
+    """Start it in the background; `kill` ends it.
+
+    Args:
+        together: both outputs in `stdout`.
+        warm: from a process that has imported everything, see `warm_start`; else by Python and torchrun.
+    """
+    if warm and not os.environ.get("MASQUERADE_COLD_TESTS"):
+        return Process(package, arguments, processes, environment(), together)
     return subprocess.Popen(
         command(package, arguments, processes),
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if together else subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=environment(),
     )
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Process | subprocess.Popen[str]) -> None:
     """SIGKILL to it and to all that it started: torchrun gives each of its ranks a session of its own."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

@@ -8,14 +8,12 @@ batch; losses agree within 1e-5 relative at each of 20 steps.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.curves import CASES, STEPS, accumulations
-from tests.processes import environment
+from tests.processes import run
 
 TOLERANCE = 1e-5
 ENGINES = {
@@ -42,17 +40,7 @@ def curves(
 ) -> dict[str, list[dict[str, float]]]:
     """Run `tests.distributed.curves`: {case/micro-batches: [losses and gradient norms of a step]}."""
     out = folder / "curves.json"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    driver = ["-m", "tests.distributed.curves", str(out), ",".join(cases), *overrides]
-    result = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), *driver],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
+    run("tests.distributed.curves", [str(out), ",".join(cases), *overrides], processes)
     return json.loads(out.read_text())
 
 

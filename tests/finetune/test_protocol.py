@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from processes import run
 
 from data_tools.dataset import open_dataset
 from finetune.__main__ import main
@@ -19,6 +18,7 @@ from pretrain.config import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.release import release_run
+from tests.processes import run
 
 COLUMNS = ["full", "scratch", "linear", "linear_untrained", "knn", "knn_untrained", "knn_raw"]
 
