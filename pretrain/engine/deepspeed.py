@@ -274,9 +274,13 @@ def universal_info() -> dict[str, Any]:
 
 
 def refuse_other_than_adam(optimizer: torch.optim.Optimizer) -> None:
-    """ZeRO flattens parameters, so an optimizer that looks at matrices or at layers would compute something else."""
+    """ZeRO steps flat pieces of weights of its own: of an optimizer that looks at matrices, at layers or at a second
+    point, it would make something else."""
     if not isinstance(optimizer, (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)):
+        name = {"ScheduleFree": "schedule_free"}.get(
+            type(optimizer).__name__, type(optimizer).__name__.lower()
+        )
         raise UserError(
-            f"optimizer.name: {type(optimizer).__name__} looks at whole matrices or layers, which ZeRO cuts up; "
-            "use adamw, or engine=fsdp"
+            f"optimizer.name={name}: needs whole parameters, which ZeRO cuts into flat pieces of its own; use "
+            "optimizer.name=adamw, or engine=fsdp"
         )

@@ -17,7 +17,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic, from Jordan's post: they raise small singular values as fast as convergence to about 1 allows."""
 ITERATIONS = 5
 RMS = 0.2
-"""Of an update's entries, as of AdamW's (Liu et al. 2025, arXiv:2502.16982), whose learning rate and decay carry over."""
+"""Of an update's entries: as AdamW's, whose learning rate and decay therefore carry over
+(Liu et al. 2025, arXiv:2502.16982)."""
 
 
 class Muon(Optimizer):
