@@ -26,11 +26,11 @@ class Trained:
     parameter: nn.Parameter
     depth_ratio: float
     """What layer-wise decay leaves of the learning rate."""
-    is_weight: bool
-    """Of two and more dimensions and no learned token."""
-    is_embedding: bool
+    decayed: bool
+    is_matrix: bool
+    """More than a vector, whatever dimensions that is stored with (GRN's is (1, 1, 1, C)), and no learned token."""
     is_hidden: bool
-    """A weight within a block, not of a convolution that treats channels apart."""
+    """A matrix within a block, not of a convolution that treats channels apart."""
 
 
 def parameter_groups(roles: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -49,17 +49,15 @@ def group_settings(trained: Trained, config: OptimizerConfig) -> dict[str, float
 
     Vectors and scalars (biases, norms), tokens and embeddings are not decayed, as in BEiT's and MAE's fine-tuning code.
     """
-    decayed = trained.is_weight and not trained.is_embedding
+    decay = config.weight_decay if trained.decayed else 0.0
     settings = {
-        "weight_decay": by_rule(
-            config.rules, trained.name, "weight_decay", config.weight_decay if decayed else 0.0
-        ),
+        "weight_decay": by_rule(config.rules, trained.name, "weight_decay", decay),
         "lr_ratio": trained.depth_ratio * by_rule(config.rules, trained.name, "lr_ratio", 1.0),
     }
     if config.name == "muon":
         settings["muon"] = uses_muon(trained, config)
     if config.name in ("lamb", "lars"):
-        settings["adapted"] = trained.is_weight
+        settings["adapted"] = trained.is_matrix
     return settings
 
 
@@ -93,15 +91,16 @@ def trained_parameters(roles: dict[str, nn.Module], layer_decay: float | None) -
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            is_weight = parameter.ndim >= 2 and not is_token(name)
-            is_embedding = id(parameter) in embeddings
+            weight = parameter.ndim >= 2 and not is_token(name)
+            embedding = id(parameter) in embeddings
+            matrix = weight and sum(size > 1 for size in parameter.shape) > 1
             yield Trained(
                 f"{role_name}.{name}",
                 parameter,
-                ratios.get(id(parameter), 1.0),
-                is_weight,
-                is_embedding,
-                is_hidden=is_weight and not is_embedding and id(parameter) in hidden,
+                depth_ratio=ratios.get(id(parameter), 1.0),
+                decayed=weight and not embedding,
+                is_matrix=matrix,
+                is_hidden=matrix and not embedding and id(parameter) in hidden,
             )
 
 

@@ -71,11 +71,11 @@ class Muon(Optimizer):
             return
         directions = [d for group in groups for d in self.nesterov(group)]
         updates = iter(orthogonalized(parameters, directions))
+        keep = kept(self, directions[0].device)
         for group in groups:
             for parameter, weight in zip(group["params"], local(group["params"]), strict=True):
-                keep = kept(self, weight.device)
-                weight.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
                 rate = group["lr"] * RMS * math.sqrt(max(shape_of(parameter)))
+                weight.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
                 weight.sub_(next(updates).view_as(weight) * (keep * rate))
 
     def nesterov(self, group: dict[str, Any]) -> list[Tensor]:

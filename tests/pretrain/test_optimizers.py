@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from data_tools.errors import UserError
 from pretrain.config import OptimizerConfig, ParameterRule, load_config
@@ -33,6 +34,7 @@ class Block(nn.Module):
         self.mix = nn.Conv1d(6, 6, 3, groups=6)
         self.wide = nn.Conv1d(6, 4, 3)
         self.linear = nn.Linear(6, 10)
+        self.scale = nn.Parameter(torch.ones(1, 1, 6))
 
 
 class Network(nn.Module):
@@ -147,7 +149,7 @@ def test_lamb_is_its_formula():
 
     def advance(name, p, g, state, lr, step):
         update = adam(p, g, state, config.betas, config.eps, step) + decay_of(name, p, config) * p
-        has_ratio = p.ndim >= 2 and name != "cls_token"
+        has_ratio = p.ndim >= 2 and not name.endswith(("cls_token", "scale"))
         p.sub_(lr * (p.norm() / update.norm() if has_ratio else 1.0) * update)
 
     model = network()
@@ -160,7 +162,7 @@ def test_lars_is_its_formula():
 
     def advance(name, p, g, state, lr, step):
         decay = decay_of(name, p, config)
-        has_ratio = p.ndim >= 2 and name != "cls_token"
+        has_ratio = p.ndim >= 2 and not name.endswith(("cls_token", "scale"))
         rate = 0.001 * p.norm() / (g.norm() + decay * p.norm()) if has_ratio else 1.0
         state["v"] = 0.9 * state.get("v", 0) + lr * rate * (g + decay * p)
         p.sub_(state["v"])
@@ -250,6 +252,36 @@ def test_asking_for_the_state_before_the_first_step_moves_nothing(name):
     assert_identical({n: p.data for n, p in model.named_parameters()}, before)
 
 
+@pytest.mark.parametrize(("name", "mode"), [*((name, "train") for name in NAMES), ("schedule_free", "eval")])
+def test_a_saved_optimizer_goes_on_bit_for_bit(name, mode, tmp_path):
+    """Through DCP, as checkpoints are; the weights of schedule_free saved at y or at their average."""
+    config = OptimizerConfig(name, lr=0.02, weight_decay=0.1)
+    model, other = network(), network(seed=1)
+    optimizer, fresh = train(model, config, steps=3), train(other, config, steps=0)
+    if mode == "eval":
+        optimizer.eval()
+    dcp.save(whole_state(model, optimizer), checkpoint_id=tmp_path, no_dist=True)
+    state = whole_state(other, fresh)
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    other.load_state_dict(state["model"])
+    set_optimizer_state_dict(other, fresh, state["optimizer"], options=FLAT)
+    assert_identical(snapshot(other, fresh), snapshot(model, optimizer))
+    for net, own in ((model, optimizer), (other, fresh)):
+        if name == "schedule_free":
+            own.train()
+        for step in range(3):
+            set_gradients(net, step)
+            own.step()
+    assert_identical(snapshot(other, fresh), snapshot(model, optimizer))
+
+
+def whole_state(model, optimizer):
+    return {
+        "model": model.state_dict(),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT),
+    }
+
+
 def test_rows_are_those_that_chunk_gives():
     for height in range(1, 12):
         for ranks in range(1, 6):
@@ -290,13 +322,14 @@ def test_the_first_rule_that_has_a_setting_gives_it():
 
 def test_muon_trains_what_is_hidden_and_rules_say_otherwise():
     names = ("embedding.weight", "cls_token", "layers.0.mix.weight", "layers.0.wide.weight",
-             "layers.0.linear.weight", "layers.1.linear.weight", "layers.1.linear.bias", "head.weight")  # fmt: skip
+             "layers.0.linear.weight", "layers.1.linear.weight", "layers.1.linear.bias", "layers.1.scale",
+             "head.weight")  # fmt: skip
     assert [muon for *_, muon in settings(OptimizerConfig("muon"), *names)] == [
-        False, False, False, True, True, True, False, False
+        False, False, False, True, True, True, False, False, False
     ]  # fmt: skip
     rules = (ParameterRule("*.1.linear.*", use="adamw"), ParameterRule("*.head.weight", use="muon"))
     assert [muon for *_, muon in settings(OptimizerConfig("muon", rules=rules), *names)] == [
-        False, False, False, True, True, False, False, True
+        False, False, False, True, True, False, False, False, True
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"'net\.head\.bias', which is no matrix \(shape \[3\]\)"):
         settings(OptimizerConfig("muon", rules=(ParameterRule("*.head.*", use="muon"),)))
