@@ -22,17 +22,19 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw": (*MAE, "optimizer.lr=0.01"),
     "muon": (*MAE, "optimizer.name=muon", "optimizer.lr=0.01"),
     "muon_twice": ("hard_without_penalty", "optimizer.name=muon"),
+    "muon_once": (*MAE, "optimizer.name=muon", "optimizer.lr=0.01",
+                  "optimizer.rules=[{match: 'decoder.*.fc2.weight', use: muon}, {match: '*', use: adamw}]"),
     "lamb": (*MAE, "optimizer.name=lamb", "optimizer.lr=0.03"),
     "lars": (*MAE, "optimizer.name=lars", "optimizer.lr=10"),
     "schedule_free": (*MAE, "optimizer.name=schedule_free", "optimizer.lr=0.01", "schedule.name=constant"),
-}
-"""By name: the case of `curves.CASES`, and how it is trained. `muon_twice` has two optimizers and tied weights."""
-LAYERWISE = ("muon", "lamb", "lars")
+}  # fmt: skip
+"""By name: the case of `curves.CASES`, and how it is trained. `muon_twice` has two optimizers and tied weights;
+`muon_once` a single matrix for it, so that most ranks have none to work on."""
 ENGINES: dict[str, tuple[int, tuple[str, ...], list[str]]] = {
-    "ddp-2": (2, (*LAYERWISE, "schedule_free"), ["engine=ddp"]),
-    "fsdp-2": (2, (*LAYERWISE, "schedule_free", "muon_twice"), ["engine=fsdp"]),
-    "fsdp-4": (4, LAYERWISE, ["engine=fsdp"]),
-    "hsdp-2x2": (4, LAYERWISE[:2], ["engine=fsdp", "fsdp.hsdp=2"]),
+    "ddp-2": (2, ("muon", "lamb", "lars", "schedule_free"), ["engine=ddp"]),
+    "fsdp-2": (2, ("muon", "lamb", "lars", "schedule_free", "muon_twice"), ["engine=fsdp"]),
+    "fsdp-4": (4, ("muon", "muon_once", "lamb"), ["engine=fsdp"]),
+    "hsdp-2x2": (4, ("muon", "lamb"), ["engine=fsdp", "fsdp.hsdp=2"]),
 }
 """Processes, optimizers and settings, by name."""
 SAVING = "fsdp-2"
