@@ -13,6 +13,7 @@ from pretrain.config import (
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
+    check_optimizer,
     flatten,
     merge,
     parse_override,
@@ -115,7 +116,6 @@ def check(config: Config) -> None:
         "train.steps": train.steps,
         "train.epochs": train.epochs,
         "train.global_batch_size": train.global_batch_size,
-        "optimizer.lr": config.optimizer.lr,
         "protocol.draws": protocol.draws,
         "protocol.neighbours": protocol.neighbours,
         "protocol.labels_per_class": min(protocol.labels_per_class or (1,)),
@@ -123,6 +123,7 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
+    check_optimizer(config.optimizer, config.schedule)
     if "train" in (config.scratch or {}):
         raise UserError(
             "scratch.train: from scratch has the same budget; give another optimizer or task only"

@@ -24,7 +24,7 @@ from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import ModelFolder, load_encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, check_rules
 from pretrain.release import load_run_encoder
 from pretrain.run import evaluating
 from pretrain.schema import build_section
@@ -94,6 +94,7 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
         },
         "",
     )
+    check_rules(settings, task)
     if config.task.head_init == "probe":
         start_from_probe(task, labelled, engine)
     engine.prepare(task, lambda name, roles: build_optimizer(roles, settings.optimizer_for(name)))

@@ -85,16 +85,45 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW; weight decay acts on matrices only (parameters of two and more dimensions that are not embeddings)."""
+class ParameterRule:
+    """What differs for the parameters that `match` matches. Each setting comes from the first such rule that has it."""
 
-    name: Literal["adamw"] = "adamw"
+    match: str
+    """Pattern, as of file names, on `<role>.<parameter>`: `decoder.*`, `*.bias`."""
+    lr_ratio: float | None = None
+    """Share of the learning rate; multiplies what `layer_decay` gives."""
+    weight_decay: float | None = None
+    """In place of the optimizer's, also for what that one does not decay."""
+    use: Literal["muon", "adamw"] | None = None
+    """Of muon: which of the two trains them."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Weight decay acts on matrices only (parameters of two and more dimensions that are not embeddings)."""
+
+    name: Literal["adamw", "muon", "lamb", "lars", "schedule_free"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    momentum: float | None = None
+    """Of muon (default .95) and lars (default .9)."""
+    trust_coefficient: float | None = None
+    """Of lars (default .001): how far a layer's update may reach, relative to its norm."""
     layer_decay: float | None = None
     """Learning rate of a block relative to the block above it (MAE fine-tuning: .65 for B, .75 for L)."""
+    rules: tuple[ParameterRule, ...] = ()
+    """Learning rate and weight decay by parameter name: `[{match: "decoder.*", lr_ratio: 0.5}]`."""
+
+
+USED_BY = {
+    "betas": ("adamw", "muon", "lamb", "schedule_free"),
+    "eps": ("adamw", "muon", "lamb", "schedule_free"),
+    "momentum": ("muon", "lars"),
+    "trust_coefficient": ("lars",),
+}
+"""The optimizers that read a setting, where not all do."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +317,6 @@ def check(config: Config) -> None:
         "train.clip_grad_norm": train.clip_grad_norm,
         "train.max_skipped_steps": train.max_skipped_steps,
         "train.spike_sigma": train.spike_sigma,
-        "optimizer.lr": config.optimizer.lr,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "data.sequence_length": config.data.sequence_length,
@@ -311,8 +339,72 @@ def check(config: Config) -> None:
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_schedule(config.schedule, train.steps)
+    check_optimizer(config.optimizer, config.schedule)
+    optimizers = [config.optimizer]
     for name in config.optimizer_overrides or {}:
-        config.optimizer_for(name)
+        optimizers.append(config.optimizer_for(name))
+        check_optimizer(optimizers[-1], config.schedule, f"optimizer_overrides.{name}")
+    if train.ema_decay is not None and any(optimizer.name == "schedule_free" for optimizer in optimizers):
+        raise UserError(
+            f"train.ema_decay={train.ema_decay}: schedule_free keeps an average of its own; leave train.ema_decay out"
+        )
+
+
+def check_optimizer(optimizer: OptimizerConfig, schedule: ScheduleConfig, place: str = "optimizer") -> None:
+    """Raise a `UserError` for settings out of range, and for those that the named optimizer would not read."""
+    positive = {"lr": optimizer.lr, "eps": optimizer.eps, "trust_coefficient": optimizer.trust_coefficient}
+    for setting, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{place}.{setting}={value}: must be greater than 0")
+    for setting, values in (("betas", optimizer.betas), ("momentum", (optimizer.momentum or 0,))):
+        for value in values:
+            if not 0 <= value < 1:
+                raise UserError(f"{place}.{setting}: {value} must lie in [0, 1)")
+    refuse_unused(optimizer, place)
+    for rule in optimizer.rules:
+        check_rule(rule, optimizer.name, place)
+    if optimizer.name == "schedule_free":
+        check_schedule_free(optimizer, schedule, place)
+
+
+def refuse_unused(optimizer: OptimizerConfig, place: str) -> None:
+    """Raise a `UserError` for a setting that was changed and that the named optimizer does not read."""
+    for setting, users in USED_BY.items():
+        value, usual = (plain(getattr(settings, setting)) for settings in (optimizer, OptimizerConfig()))
+        if value != usual and optimizer.name not in users:
+            default = "null" if usual is None else usual
+            raise UserError(
+                f"{place}.{setting}={value}: is for {', '.join(users)}, and {place}.name is {optimizer.name}; leave it "
+                f"at its default, {setting}={default}"
+            )
+
+
+def check_rule(rule: ParameterRule, optimizer: str, place: str) -> None:
+    """Raise a `UserError` for a rule that says nothing, or what cannot be meant."""
+    where = f"{place}.rules: {rule.match!r}"
+    if rule.lr_ratio is None and rule.weight_decay is None and rule.use is None:
+        raise UserError(f"{where}: changes nothing; give it lr_ratio, weight_decay or use")
+    for setting, value in (("lr_ratio", rule.lr_ratio), ("weight_decay", rule.weight_decay)):
+        if value is not None and value < 0:
+            raise UserError(f"{where}: {setting}={value} must not be negative")
+    if rule.use is not None and optimizer != "muon":
+        raise UserError(
+            f"{where}: use={rule.use} is for {place}.name=muon, and that is {optimizer}; leave it out"
+        )
+
+
+def check_schedule_free(optimizer: OptimizerConfig, schedule: ScheduleConfig, place: str) -> None:
+    """Raise a `UserError` for settings that averaging cannot go with."""
+    if schedule.name != "constant":
+        raise UserError(
+            f"schedule.name={schedule.name}: {place}.name=schedule_free averages weights instead of letting the "
+            "learning rate fall; set schedule.name=constant (a warm-up is kept)"
+        )
+    if optimizer.betas[0] == 0:
+        raise UserError(
+            f"{place}.betas={plain(optimizer.betas)}: schedule_free trains between two points, the first beta of the "
+            "way; it must be greater than 0, usually 0.9"
+        )
 
 
 def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:

@@ -21,7 +21,7 @@ from pretrain.config import Config, build_config, check_world_size, merge, parse
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
-from pretrain.engine.torch_engine import whole_tensor
+from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase
 from pretrain.optim import build_optimizer
 from pretrain.run import build_objective, evaluating

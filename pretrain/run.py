@@ -29,7 +29,7 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
 from pretrain.objectives import objective_class
 from pretrain.objectives.base import Objective
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, check_rules
 from pretrain.preemption import StopRequest
 from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder
@@ -78,7 +78,9 @@ def build_objective(config: Config, dataset: Dataset) -> Objective:
     """Encoder and objective with the weights that the seed gives, the same on every rank."""
     torch.manual_seed(seed_of(config.seed, "weights"))
     encoder = encoder_class(config.encoder.name)(config.encoder, dataset)
-    return objective_class(config.objective.name)(config.objective, encoder, dataset)
+    objective: Objective = objective_class(config.objective.name)(config.objective, encoder, dataset)
+    check_rules(config, objective)
+    return objective
 
 
 def train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,3 +36,13 @@ def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
                 raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
             if isinstance(value, dict):
                 reject_unknown(type(default), value, dotted)
+        if isinstance(value, (list, tuple)):
+            reject_unknown_in_entries(schema, key, value, dotted)
+
+
+def reject_unknown_in_entries(schema: Any, key: str, values: list[Any] | tuple[Any, ...], place: str) -> None:
+    """The same for a list of mappings, each of one dataclass."""
+    entry = next(iter(get_args(get_type_hints(schema)[key])), None)
+    for i, value in enumerate(values):
+        if is_dataclass(entry) and isinstance(value, dict):
+            reject_unknown(entry, value, f"{place}.{i}")

@@ -7,7 +7,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from data_tools.errors import UserError
-from pretrain.engine.averages import Parameters, WeightAverage, restoring, trained_parameters
+from pretrain.engine.averages import Average
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase
 
 TIMEOUT = timedelta(minutes=10)
@@ -79,7 +79,7 @@ class Engine(ABC):
     """Wraps roles, runs them backward, steps their optimizers, and hands out their state."""
 
     objective: Objective
-    average: WeightAverage | None = None
+    average: Average | None = None
     """Of the trained weights, where one is kept."""
     needs_group = False
     """Whether one process alone still needs a process group."""
@@ -130,11 +130,6 @@ class Engine(ABC):
         """Within it, roles can be called outside `backward`. Entered on all ranks together."""
         yield
 
-    def keep_average(self, decay: float | None) -> None:
-        """Keep an exponential moving average of the trained weights, unless `decay` is None."""
-        self.trained: Parameters = trained_parameters(self.objective.roles)
-        self.average = None if decay is None else WeightAverage(self.trained, decay)
-
     def put_average(self) -> None:
         """Give the roles their averaged weights for good, where an average is kept: training is over."""
         if self.average:
@@ -143,16 +138,12 @@ class Engine(ABC):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it, the roles have their averaged weights, where an average is kept: those that are looked at."""
-        if not self.average:
-            yield
-            return
-        with restoring(self.trained):
-            self.put_average()
+        with self.average.in_place() if self.average else nullcontext():
             yield
 
     def averages(self) -> dict[str, Any]:
         """The averaged weights by role and name, as a checkpoint keeps them; nothing where no average is kept."""
-        return {"averages": self.average.values} if self.average else {}
+        return {"averages": self.average.state_dict()} if self.average else {}
 
     def after_step(self, phase: Phase, step: int) -> None:
         """Let averages follow, and the objective look after itself with its parameters in reach."""

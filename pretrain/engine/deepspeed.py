@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from data_tools.errors import UserError
 from pretrain.config import TrainConfig
+from pretrain.engine.averages import WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
 from pretrain.engine.config import DeepSpeedConfig
@@ -80,7 +81,8 @@ class DeepSpeedEngine(Engine):
             self.engines[name], *_ = self.deepspeed.initialize(
                 model=trainee, optimizer=optimizer, config=self.ds_config, dist_init_required=False
             )
-        self.keep_average(self.train.ema_decay)
+        if self.train.ema_decay is not None:
+            self.average = WeightAverage(trained_parameters(objective.roles), self.train.ema_decay)
 
     def refuse_fp32_phases(self) -> None:
         phases = [phase.name for phase in self.objective.phases() if phase.fp32]
@@ -278,9 +280,13 @@ def universal_info() -> dict[str, Any]:
 
 
 def refuse_other_than_adam(optimizer: torch.optim.Optimizer) -> None:
-    """ZeRO flattens parameters, so an optimizer that looks at matrices or at layers would compute something else."""
+    """ZeRO steps flat pieces of weights of its own: of an optimizer that looks at matrices, at layers or at a second
+    point, it would make something else."""
     if not isinstance(optimizer, (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)):
+        name = {"ScheduleFree": "schedule_free"}.get(
+            type(optimizer).__name__, type(optimizer).__name__.lower()
+        )
         raise UserError(
-            f"optimizer.name: {type(optimizer).__name__} looks at whole matrices or layers, which ZeRO cuts up; "
-            "use adamw, or engine=fsdp"
+            f"optimizer.name={name}: needs whole parameters, which ZeRO cuts into flat pieces of its own; use "
+            "optimizer.name=adamw, or engine=fsdp"
         )

@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
 
 from pretrain.config import TrainConfig
+from pretrain.engine.averages import Average, OptimizerAverage, WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
 from pretrain.engine.precision import (
@@ -26,6 +26,7 @@ from pretrain.engine.precision import (
     set_deterministic,
     set_matmul_precision,
 )
+from pretrain.engine.shards import whole_tensor
 from pretrain.engine.spikes import SpikeGuard
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -76,7 +77,16 @@ class TorchEngine(Engine):
         self.optimizers = {
             name: build_optimizer(name, dict(t.roles.items())) for name, t in self.trainees.items()
         }
-        self.keep_average(self.train.ema_decay)
+        self.average = self.build_average()
+
+    def build_average(self) -> Average | None:
+        """What the settings ask for: a moving average, or the one that schedule-free optimizers keep anyway."""
+        parameters = trained_parameters(self.objective.roles)
+        averaging = [optimizer for optimizer in self.optimizers.values() if hasattr(optimizer, "eval")]
+        if averaging:
+            return OptimizerAverage(parameters, averaging)
+        decay = self.train.ema_decay
+        return None if decay is None else WeightAverage(parameters, decay)
 
     def one_phase(self, optimizer: str) -> bool:
         """Whether a single phase uses this optimizer, so that every backward pass reaches the same parameters."""
@@ -165,8 +175,3 @@ def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     return gradients
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over ranks, gathered on each of them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

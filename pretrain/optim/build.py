@@ -1,70 +1,41 @@
-"""Parameter groups by rule, and the optimizer over them."""
+"""The optimizer that the configuration names, over groups of parameters."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
 from pretrain.config import OptimizerConfig
-from pretrain.encoders.base import Encoder
+from pretrain.optim.groups import parameter_groups
+from pretrain.optim.lamb import LAMB
+from pretrain.optim.lars import LARS
+from pretrain.optim.muon import Muon
 
 
 def build_optimizer(roles: dict[str, nn.Module], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters of `roles`, in groups of equal decay and equal learning-rate ratio.
+    """The optimizer over the trainable parameters of `roles`.
 
-    Each group keeps its share of the peak learning rate in `lr_ratio`, which the trainer multiplies by the schedule.
+    Each group keeps its share of the peak learning rate in `lr_ratio`, which the engine multiplies by the schedule.
+    Where the engine sets `found_inf` to 1 (a scalar on the device), a step leaves parameters and states as they are.
     """
-    device = next(p for role in roles.values() for p in role.parameters()).device
-    return torch.optim.AdamW(
-        parameter_groups(roles, config),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    groups = parameter_groups(roles, config)
+    lr, betas, eps = config.lr, config.betas, config.eps
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    match config.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        case "muon":
+            return Muon(groups, lr, default(config.momentum, 0.95), betas, eps, fused)
+        case "lamb":
+            return LAMB(groups, lr, betas, eps)
+        case "lars":
+            return LARS(groups, lr, default(config.momentum, 0.9), default(config.trust_coefficient, 0.001))
+        case "schedule_free":
+            # Its library is an extra.
+            from pretrain.optim.schedule_free import ScheduleFree
+
+            return ScheduleFree(groups, lr, betas, eps)
 
 
-def parameter_groups(roles: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group trainable parameters by (weight decay, learning-rate ratio), in a fixed order.
-
-    Vectors and scalars (biases, norms), tokens and embeddings are not decayed, as in BEiT's and MAE's fine-tuning code.
-    A parameter that two roles share is taken once.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
-    for role in roles.values():
-        ratios = layer_ratios(role, config.layer_decay)
-        embeddings = {id(m.weight) for m in role.modules() if isinstance(m, nn.Embedding)}
-        for name, parameter in role.named_parameters():
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            decayed = parameter.ndim >= 2 and not is_token(name) and id(parameter) not in embeddings
-            key = (config.weight_decay if decayed else 0.0, ratios.get(id(parameter), 1.0))
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio}
-        for (decay, ratio), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def is_token(name: str) -> bool:
-    """Learned tokens and positions have two or more dimensions but are no matrices."""
-    return name.endswith(("cls_token", "mask_token", "position_embeddings"))
-
-
-def layer_ratios(role: nn.Module, decay: float | None) -> dict[int, float]:
-    """Learning-rate ratio by parameter id: decay^(distance from the top); what precedes the blocks lies one below.
-
-    Only encoders have blocks; everything else learns at full rate (BEiT, arXiv:2106.08254).
-    """
-    if decay is None or not isinstance(role, Encoder) or not role.blocks():
-        return {}
-    blocks = role.blocks()
-    depth = len(blocks)
-    ratios = {id(p): decay ** (depth + 1) for p in role.parameters()}
-    for i, block in enumerate(blocks):
-        ratios |= {id(p): decay ** (depth - i) for p in block.parameters()}
-    return ratios | {id(p): 1.0 for module in role.after_blocks() for p in module.parameters()}
+def default(value: float | None, usual: float) -> float:
+    return usual if value is None else value

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pretrain.checkpoint import Checkpoints
 from pretrain.config import load_config
 from pretrain.data import build_loader, first_of, open_sources
 from pretrain.engine import start_engine
@@ -60,7 +61,8 @@ class Recorder:
         pass
 
 
-def curve(case: str, overrides: list[str]) -> list[dict[str, float]]:
+def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = None) -> Trainer:
+    """A trainer of a case, which keeps its rows in `tracker.rows` and its checkpoints where it is told to."""
     recipe, *own = CASES[case]
     config, _ = load_config(recipe, [*COMMON, *own, *overrides])
     sources = open_sources(config.data)
@@ -68,9 +70,14 @@ def curve(case: str, overrides: list[str]) -> list[dict[str, float]]:
     engine = start_engine(config)
     engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
     loader = build_loader(config, objective, sources, engine.world)
-    recorder = Recorder()
-    Trainer(config, objective, loader, engine, STEPS, tracker=recorder).fit()
-    return recorder.rows
+    kept = None if checkpoints is None else Checkpoints(checkpoints, engine, config.checkpoint)
+    return Trainer(config, objective, loader, engine, STEPS, tracker=Recorder(), checkpoints=kept)
+
+
+def curve(case: str, overrides: list[str], checkpoints: Path | None = None) -> list[dict[str, float]]:
+    trainer = build_trainer(case, overrides, checkpoints)
+    trainer.fit()
+    return trainer.tracker.rows
 
 
 def main(out: str, cases: str, overrides: list[str]) -> None:

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
 
 from pretrain.release import load_run_encoder
 from tests.processes import losses, run
@@ -38,6 +40,21 @@ def expected(tmp_path_factory):
 def test_two_ranks_average_as_one_does(expected, tmp_path, engine):
     run("pretrain", [*SETTINGS, *engine, f"run_dir={tmp_path}"], 2)
     assert_same_average(tmp_path, expected)
+
+
+def test_schedule_free_releases_its_average_and_looking_at_it_changes_nothing(tmp_path):
+    free = ["optimizer.name=schedule_free", "schedule.name=constant", "train.ema_decay=null"]
+    folders = [tmp_path / name for name in ("one", "two", "blind")]
+    for folder, own, ranks in zip(folders, (["engine=ddp"], ["engine=fsdp"], ["tracking.picture_every=0"]), (1, 2, 1),
+                                  strict=True):  # fmt: skip
+        run("pretrain", [*SETTINGS, *free, *own, f"run_dir={folder}"], ranks)
+    assert losses(folders[0]) == losses(folders[2])
+    assert_same_average(folders[1], folders[0])
+    released = load_run_encoder(folders[0]).encoder.state_dict()
+    trained = {"roles": {"encoder": {name: torch.empty_like(value) for name, value in released.items()}}}
+    reader = FileSystemReader(folders[0] / "checkpoints" / "step_00000008")
+    dcp.load(trained, storage_reader=reader, no_dist=True)
+    assert any(not torch.equal(value, released[name]) for name, value in trained["roles"]["encoder"].items())
 
 
 def test_a_run_resumed_on_another_engine_goes_on_with_its_average(expected, tmp_path):

@@ -70,6 +70,15 @@ def test_an_engine_learns_what_one_process_learns(name, alone, tmp_path):
     assert_same(found, {f"{case}/{cuts}": alone[f"{case}/{cuts}"] for case in cases for cuts in ran})
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "deepspeed"])
+def test_bf16_follows_fp32(engine, alone, tmp_path):
+    found = curves(tmp_path, 2, ONCE, [f"engine={engine}", "train.precision=bf16"])
+    for case in ONCE:
+        for row, other in zip(alone[f"{case}/1"], found[f"{case}/1"], strict=True):
+            for name in (name for name in row if name.endswith("loss")):
+                assert other[name] == pytest.approx(row[name], rel=0.05), (case, name)
+
+
 def test_one_process_learns_the_same_however_the_batch_is_cut(alone):
     for case in CASES:
         assert_same({"cut": alone[f"{case}/4"]}, {"cut": alone[f"{case}/1"]})
