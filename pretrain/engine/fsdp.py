@@ -59,7 +59,7 @@ class FSDPEngine(TorchEngine):
 
     def shard(self, module: nn.Module, reshard_after_forward: bool) -> FSDPModule:
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.fsdp.cpu_offload else None
-        # A phase in fp32 needs the weights in fp32 too: then autocast alone makes them narrow, after gathering. So it is
+        # A phase in fp32 needs the weights in fp32 too: then autocast alone narrows them, after gathering. So it is
         # on a CPU, whose norms refuse narrow weights beside wide activations (a GPU's autocast widens both).
         wide = self.device.type == "cpu" or any(phase.fp32 for phase in self.objective.phases())
         narrow = None if wide else self.autocast
