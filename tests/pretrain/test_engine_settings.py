@@ -116,7 +116,7 @@ def test_a_precision_of_gpus_is_refused_without_one(precision):
 
 @on_cpu
 def test_an_attention_back_end_of_gpus_is_refused_without_one():
-    with pytest.raises(UserError, match="train.attention=flex: needs an NVIDIA GPU"):
+    with pytest.raises(UserError, match=r"train\.attention=flex: needs an NVIDIA GPU"):
         check_attention("flex", "bf16")
     check_attention("varlen", "fp32")
 
@@ -124,9 +124,9 @@ def test_an_attention_back_end_of_gpus_is_refused_without_one():
 def test_varlen_on_a_gpu_is_refused_where_its_kernel_does_not_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    with pytest.raises(UserError, match="train.attention=varlen: on a GPU computes in 16 bits"):
+    with pytest.raises(UserError, match=r"train\.attention=varlen: on a GPU computes in 16 bits"):
         check_attention("varlen", "fp32")
-    with pytest.raises(UserError, match="train.attention=varlen: its kernel needs an Ampere GPU"):
+    with pytest.raises(UserError, match=r"train\.attention=varlen: its kernel needs an Ampere GPU"):
         check_attention("varlen", "fp16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     check_attention("varlen", "bf16")
