@@ -62,8 +62,9 @@ class TrainConfig:
     """`torch.compile` each block (short to compile), or each role as a whole."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What backward computes again instead of keeping it: nothing, all but matrix products, or whole blocks."""
-    attention: Literal["sdpa", "eager", "flex", "flash"] | None = None
-    """Attention back end of the `transformers` layers; default: the encoder's own choice (sdpa)."""
+    attention: Literal["sdpa", "eager", "flex", "varlen"] | None = None
+    """Attention back end of the `transformers` layers; default: the encoder's own choice (sdpa). `varlen` computes
+    nothing between the documents of a row: with torch's flash kernel on a GPU, document by document elsewhere."""
     clip_grad_norm: float | None = None
     max_skipped_steps: int = 20
     """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""

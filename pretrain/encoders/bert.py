@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from pretrain.encoders.text import BidirectionalTextEncoder, Pooling, same_document
+from pretrain.encoders.attention import document_mask
+from pretrain.encoders.text import BidirectionalTextEncoder, Pooling
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class BertEncoder(BidirectionalTextEncoder):
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["positions"].long(),
-            attention_mask=same_document(batch["segments"]),
+            attention_mask=document_mask(batch["segments"], self.attention),
         ).last_hidden_state
 
     def prediction_transform(self) -> nn.Module:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertModel
 
-from pretrain.encoders.text import BidirectionalTextEncoder, Pooling, same_document
+from pretrain.encoders.attention import VARLEN, document_mask
+from pretrain.encoders.text import BidirectionalTextEncoder, Pooling
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class ModernBertEncoder(BidirectionalTextEncoder):
         The model ignores documents that only `positions` tell apart, so both of its masks are given.
         """
         self.check_length(batch["tokens"])
-        seen = same_document(batch["segments"])  # (B, 1, L, L)
-        at = torch.arange(seen.shape[-1], device=seen.device)
-        window = (at.unsqueeze(1) - at).abs() <= self.model.config.sliding_window  # (L, L)
+        segments, window = batch["segments"], self.model.config.sliding_window
+        full = document_mask(segments, self.attention)
+        local = full if self.attention == VARLEN else document_mask(segments, self.attention, window)
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["positions"].long(),
-            attention_mask={"full_attention": seen, "sliding_attention": seen & window},
+            attention_mask={"full_attention": full, "sliding_attention": local},
         ).last_hidden_state
 
     def prediction_transform(self) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
+from pretrain.encoders.attention import VARLEN, document_starts
 from pretrain.encoders.base import Encoder, field
 from pretrain.encoders.tokenizer import copy_tokenizer, find_tokenizer, open_tokenizer
 
@@ -89,6 +90,11 @@ class TextEncoder(Encoder):
     def token_embedding(self) -> Tensor:
         """The input embeddings (V, D), which heads share."""
         return self.model.get_input_embeddings().weight  # type: ignore[operator]
+
+    @property
+    def attention(self) -> str:
+        """The attention back end by its name in `transformers`."""
+        return str(self.model.config._attn_implementation)  # type: ignore[union-attr]
 
     @property
     def pad_id(self) -> int:
@@ -178,20 +184,18 @@ class BidirectionalTextEncoder(TextEncoder):
 class CausalTextEncoder(TextEncoder):
     """Every token sees its own document up to itself.
 
-    Restarting positions, no mask and no cache: from these `transformers` builds the mask (or, for varlen kernels, the
-    lengths) that keeps documents apart. With a cache or a mask of padding it would let them leak.
+    Restarting positions, no mask and no cache: from these `transformers` builds the mask that keeps documents apart.
+    With a cache or a mask of padding it would let them leak. The varlen back end is told where documents begin.
     """
 
     causal = True
 
     def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """(B, L, D) of `tokens`, `positions` (B, L)."""
+        """(B, L, D) of `tokens`, `segments`, `positions` (B, L)."""
         self.check_length(batch["tokens"])
         return self.model(
-            input_ids=batch["tokens"].long(), position_ids=batch["positions"].long(), use_cache=False
+            input_ids=batch["tokens"].long(),
+            position_ids=batch["positions"].long(),
+            attention_mask=document_starts(batch["segments"]) if self.attention == VARLEN else None,
+            use_cache=False,
         ).last_hidden_state
-
-
-def same_document(segments: Tensor) -> Tensor:
-    """Who sees whom: segments (B, L) → (B, 1, L, L), true within a document; padding sees padding, so none is blind."""
-    return (segments.unsqueeze(2) == segments.unsqueeze(1)).unsqueeze(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import (
 from transformers import PreTrainedConfig
 
 from data_tools.errors import UserError
+from pretrain.encoders.attention import FLEX, VARLEN
 
 aten = torch.ops.aten
 MATRIX_PRODUCTS = {
@@ -28,8 +28,15 @@ MATRIX_PRODUCTS = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.torch_attn._varlen_attn.default,
 }
 """Dear to compute and cheap to keep: what selective activation checkpointing keeps (after torchtitan)."""
+
+
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+"""What the families call the dropout of attention weights."""
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs that torch's flash kernels run on (Ampere)."""
 
 
 def find_blocks(role: nn.Module) -> list[nn.Module]:
@@ -84,21 +91,36 @@ def replace_forward(module: nn.Module, change: Callable[[Any], Any]) -> None:
 
 def set_attention(role: nn.Module, backend: str) -> None:
     """Choose the attention back end of every `transformers` layer in a role, decoders of our own included."""
-    name = {"flash": "flash_attention_2", "flex": "flex_attention"}.get(backend, backend)
+    name = {"flex": FLEX, "varlen": VARLEN}.get(backend, backend)
     for module in role.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
+            check_attention_dropout(config, backend)
             config._attn_implementation = name
+
+
+def check_attention_dropout(config: PreTrainedConfig, backend: str) -> None:
+    """Raise a `UserError` where a back end without dropout would have to drop attention weights."""
+    if backend not in ("flex", "varlen"):
+        return
+    for name in ATTENTION_DROPOUT:
+        if probability := getattr(config, name, 0):
+            raise UserError(
+                f"encoder.{name}={probability}: train.attention={backend} has no dropout; "
+                "make it 0, or use train.attention=sdpa"
+            )
 
 
 def check_attention(backend: str | None, precision: str) -> None:
     """Raise a `UserError` where this machine cannot run an attention back end."""
-    if backend not in ("flex", "flash"):
-        return
     place = f"train.attention={backend}"
     if not torch.cuda.is_available():
-        raise UserError(f"{place}: needs an NVIDIA GPU, and this machine shows none; use sdpa")
-    if backend == "flash" and precision not in ("bf16", "fp16", "fp8"):
-        raise UserError(f"{place}: computes in 16 bits only, not in train.precision={precision}; use bf16")
-    if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
-        raise UserError(f"{place}: flash-attn is not installed; pip install flash-attn, or use sdpa")
+        if backend == "flex":
+            raise UserError(f"{place}: needs an NVIDIA GPU, and this machine shows none; use sdpa or varlen")
+        return
+    if backend == "varlen" and precision not in ("bf16", "fp16", "fp8"):
+        raise UserError(
+            f"{place}: on a GPU computes in 16 bits, not in train.precision={precision}; use bf16"
+        )
+    if backend == "varlen" and torch.cuda.get_device_capability() < FLASH_CAPABILITY:
+        raise UserError(f"{place}: its kernel needs an Ampere GPU or a newer one; use sdpa")

@@ -121,10 +121,21 @@ def test_a_precision_of_gpus_is_refused_without_one(precision):
 
 
 @on_cpu
-@pytest.mark.parametrize("backend", ["flex", "flash"])
-def test_an_attention_back_end_of_gpus_is_refused_without_one(backend):
-    with pytest.raises(UserError, match=f"train.attention={backend}: needs an NVIDIA GPU"):
-        check_attention(backend, "bf16")
+def test_an_attention_back_end_of_gpus_is_refused_without_one():
+    with pytest.raises(UserError, match=r"train\.attention=flex: needs an NVIDIA GPU"):
+        check_attention("flex", "bf16")
+    check_attention("varlen", "fp32")
+
+
+def test_varlen_on_a_gpu_is_refused_where_its_kernel_does_not_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match=r"train\.attention=varlen: on a GPU computes in 16 bits"):
+        check_attention("varlen", "fp32")
+    with pytest.raises(UserError, match=r"train\.attention=varlen: its kernel needs an Ampere GPU"):
+        check_attention("varlen", "fp16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    check_attention("varlen", "bf16")
 
 
 def test_the_loss_scale_halves_after_an_overflow_and_doubles_after_a_healthy_while():
