@@ -55,7 +55,9 @@ class DeepSpeedEngine(Engine):
         super().__init__()
         self.train = train
         self.ds_config = build_ds_config(train, settings or DeepSpeedConfig(), self.world.size)
-        if self.device.type == "cpu":  # whose norms refuse narrow weights beside wide activations: autocast alone
+        if (
+            self.device.type == "cpu"
+        ):  # whose norms refuse narrow weights beside wide activations: autocast alone
             self.ds_config["bf16"]["enabled"] = False
         self.stage = self.ds_config["zero_optimization"]["stage"]
         self.autocast = AUTOCAST.get(train.precision)

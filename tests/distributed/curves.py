@@ -84,8 +84,9 @@ def main(out: str, cases: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     world = World.from_environment()
     curves = {}
-    for case in cases.split(","):
-        for cuts in accumulations(world.size):
+    for word in cases.split(","):
+        case, _, cut = word.partition("/")
+        for cuts in [int(cut)] if cut else accumulations(world.size):
             micro = BATCH // world.size // cuts
             curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
     if world.rank == 0:
