@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from data_tools.remote import is_remote
 from pretrain.config import Config, check_world_size
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
@@ -73,6 +74,8 @@ def dry_run(config: Config) -> DryRun:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
+    if is_remote(config.init_from or ""):  # nothing is downloaded either
+        config = replace(config, init_from=None)
     load_starting_weights(config, objective)
     parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())
     total = count_steps(config, sources)
