@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ def s3_server(monkeypatch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterat
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():  # fmt: skip
             monkeypatch.setenv(name, value)
+        reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()  # servers of one process share what they hold
         s3fs.S3FileSystem.clear_instance_cache()  # those of another server
         s3 = s3fs.S3FileSystem()
         s3.mkdir(bucket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -12,11 +13,11 @@ class BadFileSystem(MemoryFileSystem):
     """`written` and `deleted` are what happened, in order; `before_put` may wait, or raise."""
 
     protocol = "bad"
-    store: dict = {}
-    pseudo_dirs = [""]
-    written: list[str] = []
-    deleted: list[str] = []
-    before_put: Callable[[str], None] = staticmethod(lambda _: None)
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    written: ClassVar[list[str]] = []
+    deleted: ClassVar[list[str]] = []
+    before_put: ClassVar[Callable[[str], None]] = staticmethod(lambda _: None)
 
     @classmethod
     def _strip_protocol(cls, path):
