@@ -23,6 +23,7 @@ from data_tools.remote import (
     with_retries,
 )
 from pretrain.checkpoint import MANIFEST, find_broken_file, make_anew, read_manifest
+from pretrain.checkpoint_pickles import refuse_code
 
 T = TypeVar("T")
 NAME = re.compile(r"step_\d+")
@@ -138,6 +139,7 @@ class Store:
         fault = find_broken_file(folder)
         if fault:
             raise UserError(f"{self.place}/{name}/{fault}")
+        refuse_code(folder, f"{self.place}/{name}")
 
 
 def download_newest(url: str, folder: Path) -> Path:

@@ -6,13 +6,15 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_tools.errors import UserError
 from data_tools.remote import Retry
 from pretrain.checkpoint import (
     IDENTITY,
+    WAIT,
     Failure,
     Found,
     complete,
@@ -24,9 +26,11 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint_store import Store
 from pretrain.config import CheckpointConfig, Config, to_dict
-from pretrain.run_folder import RunFolder, refuse_other_run
+from pretrain.engine.base import Engine
+from pretrain.run_folder import RunFolder, refuse_other_config
 from pretrain.tracking.environment import installed_versions, redact, redact_text
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 READ_ONLY = ("http://", "https://")
 
@@ -150,7 +154,7 @@ def open_run(folder: RunFolder, config: Config, copies: Copies) -> tuple[str, Fo
     def accept(place: str, identity: dict[str, Any]) -> None:
         remedy = "choose another target (checkpoint.targets)"
         if "config" in identity:
-            refuse_other_run(place, identity["config"], redact(to_dict(config)), remedy)
+            refuse_other_config(place, identity["config"], redact(to_dict(config)), remedy)
         other = identity.get("id", run_id)
         if started and other != run_id:
             raise UserError(f"{place}: holds checkpoints of the run {other}, not {run_id}; {remedy}")
@@ -160,6 +164,16 @@ def open_run(folder: RunFolder, config: Config, copies: Copies) -> tuple[str, Fo
     if found.path and not started and (found.path / IDENTITY).is_file():
         run_id = folder.take_id(json.loads((found.path / IDENTITY).read_text())["id"])
     return run_id, found
+
+
+def on_lead_for_long(engine: Engine, work: Callable[[], T]) -> T:
+    """As `engine.on_lead`, for work that may take longer than ranks wait for each other."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work) if engine.world.rank == 0 else None
+        while engine.broadcast(bool(future and wait([future], WAIT).not_done)):
+            pass
+        result: T = engine.on_lead(lambda: future.result() if future else None)
+        return result
 
 
 def identity_of(run_id: str, config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from data_tools.remote import is_remote
+from pretrain.checkpoint_targets import Copies
 from pretrain.config import Config, check_world_size
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
@@ -72,6 +73,7 @@ def dry_run(config: Config) -> DryRun:
     """
     config = replace(config, train=replace(config.train, batch_size_warmup=()))
     check_world_size(config, World.from_environment().size)
+    Copies(config.checkpoint)  # refuses targets that nothing can write to
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
     if is_remote(config.init_from or ""):  # nothing is downloaded either

@@ -16,7 +16,7 @@ from torch import nn
 from data_tools.dataset import Dataset
 from data_tools.loader import Loader
 from pretrain.checkpoint import Checkpoints
-from pretrain.checkpoint_targets import Copies, identity_of, open_run
+from pretrain.checkpoint_targets import Copies, identity_of, on_lead_for_long, open_run
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.efficiency.communication import CommunicationSampler
@@ -92,10 +92,10 @@ def train(
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
     try:
-        run_id, found = engine.on_lead(lambda: open_run(folder, config, copies))
+        run_id, found = on_lead_for_long(engine, lambda: open_run(folder, config, copies))
         loaded = []
-        if found.path is None:
-            engine.on_lead(lambda: fetch_starting_weights(config))
+        if found.path is None and not found.broken:
+            on_lead_for_long(engine, lambda: fetch_starting_weights(config))
             loaded = load_starting_weights(config, objective)
         flops = flops_per_sample(config, objective, sources) if lead else None
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))

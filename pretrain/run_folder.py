@@ -77,7 +77,7 @@ class RunFolder:
         if saved.exists() and (self.path / "checkpoints").is_dir():
             before = yaml.safe_load(saved.read_text()) or {}
             remedy = "choose another run_dir (or name), or delete the folder to start over"
-            refuse_other_run(str(self.path), before, to_dict(config), remedy)
+            refuse_other_config(str(self.path), before, to_dict(config), remedy)
 
     def run_id(self) -> str:
         path = self.path / "run.json"
@@ -95,7 +95,7 @@ class RunFolder:
             self.lock_file.close()
 
 
-def refuse_other_run(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+def refuse_other_config(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
     """Raise a `UserError` where the configuration that a place holds is that of a different run."""
     before, now = flatten(before), flatten(now)
     for key in sorted(before.keys() | now.keys()):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import threading
 
 import fsspec
 import pytest
+import torch.distributed.checkpoint as dcp
 from bad_store import BadFileSystem
 from test_checkpoint import tiny_engine
 from tiny_run import SMALL, make_run
+from torch.distributed.checkpoint import FileSystemWriter
 
 from data_tools.errors import UserError
 from data_tools.remote import Retry
@@ -17,6 +21,8 @@ from pretrain.checkpoint import Checkpoints, complete, find_fault, seal
 from pretrain.checkpoint_store import Store
 from pretrain.checkpoint_targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
 from pretrain.config import CheckpointConfig, load_config
+from pretrain.engine.base import without_advice
+from pretrain.run import run
 from pretrain.run_folder import RunFolder
 from pretrain.starting_weights import fetch_starting_weights, load_starting_weights
 from tests.s3_server import s3_server
@@ -356,3 +362,55 @@ def test_a_new_run_starts_from_another_runs_target(tmp_path, part):
     (tmp_path / "target" / "step_00000005" / "progress.json").unlink()
     with pytest.raises(UserError, match=r"init_from=file://.*no valid checkpoint .*progress\.json"):
         fetch_starting_weights(config)
+
+
+def test_a_run_from_a_url_needs_it_only_once(tmp_path):
+    make_run(tmp_path / "first")
+    copy_all(copies_to(f"file://{tmp_path / 'target'}"), complete(tmp_path / "first" / "checkpoints"))
+    quick = ["train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",
+             "tracking.wandb.mode=disabled", "tracking.log_every=1"]  # fmt: skip
+    init_from = f"init_from=file://{tmp_path / 'target'}"
+    config, _ = load_config("mae_digits", [*SMALL, *quick, init_from, f"run_dir={tmp_path / 'second'}"])
+    run(config)
+    events = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert [event["kind"] for event in events].count("loaded") == 1
+    shutil.rmtree(tmp_path / "target")
+    assert run(config).finished
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def put_into_metadata(checkpoint, bomb):
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(bomb))
+
+
+def put_beside_tensors(checkpoint, bomb):
+    for file in checkpoint.iterdir():
+        file.unlink()
+    with without_advice():
+        dcp.save({"lr": bomb}, storage_writer=FileSystemWriter(checkpoint), no_dist=True)
+
+
+@pytest.mark.parametrize("plant", [put_into_metadata, put_beside_tensors])
+def test_code_in_a_checkpoint_from_elsewhere_is_refused_and_not_run(tmp_path, plant):
+    make_run(tmp_path / "first")
+    (checkpoint,) = complete(tmp_path / "first" / "checkpoints")
+    url = f"file://{checkpoint.parent}"
+    store = Store(url)
+    assert find_newest(tmp_path / "a", [store], anything, strict=True).broken == []
+    plant(checkpoint, Bomb(tmp_path / "ran"))
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    seal(checkpoint)  # whoever can write it can seal it too
+    (tmp_path / "ran").unlink(missing_ok=True)
+    found = find_newest(tmp_path / "b", [store], anything, strict=True)
+    assert found.path is None
+    assert "step_00000005 holds what is not a tensor or a value, and could run code" in found.broken[0]
+    assert not (tmp_path / "ran").exists()
