@@ -73,10 +73,12 @@ class Checkpoints:
         found: Found | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        """Args:
-        copies: where each checkpoint is copied to; used on rank 0.
-        found: what to resume from, where it has been looked for already.
-        identity: whose checkpoints these are, JSON-able; kept in each.
+        """Those in `folder`, which need not be there yet.
+
+        Args:
+            copies: where each is copied to; used on rank 0.
+            found: what to resume from, where it has been looked for already.
+            identity: whose they are, JSON-able; kept in each.
         """
         self.folder = folder
         self.engine = engine

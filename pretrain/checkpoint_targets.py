@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_tools.errors import UserError
-from data_tools.remote import Retry
+from data_tools.remote import Retry, redacted
 from pretrain.checkpoint import (
     IDENTITY,
     WAIT,
@@ -122,7 +122,7 @@ class Copies:
         for url in config.targets:
             if url.startswith(READ_ONLY):
                 raise UserError(
-                    f"checkpoint.targets: {Store(url).place}: http cannot be written to; name a store"
+                    f"checkpoint.targets: {redacted(url)}: http cannot be written to; name a store"
                 )
         self.targets = [Target(Store(url, retry), config) for url in config.targets]
 
