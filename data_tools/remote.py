@@ -49,6 +49,11 @@ def redacted(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url).split("?")[0]
 
 
+def has_secrets(url: str) -> bool:
+    """Whether a password, key or signature may stand in the URL."""
+    return is_remote(url) and ("?" in url or re.search(r"//[^/@]*:[^/@]*@", url) is not None)
+
+
 def read_range(url: str, offset: int, size: int, retry: Retry = Retry()) -> bytes:
     """Bytes [offset, offset + size) of an object.
 
@@ -130,7 +135,7 @@ def size_of(url: str, retry: Retry = Retry()) -> int:
         if _is_http(url):
             with _request(urllib.request.Request(url, method="HEAD"), retry) as response:
                 return int(response.headers["Content-Length"])
-        filesystem, path = _filesystem(url)
+        filesystem, path = open_filesystem(url)
         return int(filesystem.size(path))
 
     return with_retries(attempt, url, retry)
@@ -143,7 +148,7 @@ def _is_http(url: str) -> bool:
 def _open(url: str, retry: Retry) -> Any:
     if _is_http(url):
         return _request(urllib.request.Request(url), retry)
-    filesystem, path = _filesystem(url)
+    filesystem, path = open_filesystem(url)
     return filesystem.open(path, "rb")
 
 
@@ -176,7 +181,8 @@ def _http_range(url: str, offset: int, size: int, retry: Retry) -> tuple[bytes, 
             return error.partial, promised
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path in it. Raises UserError where there is none for it."""
     try:
         import fsspec
     except ImportError:
@@ -189,6 +195,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _fsspec_range(url: str, offset: int, size: int) -> tuple[bytes, int]:
-    filesystem, path = _filesystem(url)
+    filesystem, path = open_filesystem(url)
     data: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
     return data, len(data)

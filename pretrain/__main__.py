@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools.errors import UserError, run_cli
+from data_tools.errors import run_cli
 
 EPILOG = """examples:
   python -m pretrain mae_digits
@@ -50,8 +50,8 @@ def pretrain(argv: list[str]) -> int:
         "--resume",
         choices=("auto", "never"),
         default="auto",
-        help="auto: go on from the run's newest checkpoint, else start from init_from, else from the seed; "
-        "never: refuse a folder that holds checkpoints",
+        help="auto: go on from the run's newest checkpoint, here or in checkpoint.targets, else start from init_from, "
+        "else from the seed; never: refuse where there are checkpoints",
     )
     parser.add_argument(
         "--dry-run",
@@ -79,13 +79,12 @@ def pretrain(argv: list[str]) -> int:
         if lead:
             print(found.describe(config))
         return 0
+    from pretrain.checkpoint_targets import refuse_checkpoints
     from pretrain.preemption import REQUEUE
     from pretrain.run import run
 
-    if arguments.resume == "never" and any((config.folder / "checkpoints").glob("step_*")):
-        raise UserError(
-            f"{config.folder}: holds checkpoints; choose another run_dir, or leave out --resume never"
-        )
+    if arguments.resume == "never":
+        refuse_checkpoints(config)
     result = run(config)
     if not result.finished:
         if lead:

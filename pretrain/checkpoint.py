@@ -15,8 +15,8 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -25,15 +25,30 @@ from data_tools.errors import UserError
 from pretrain.config import CheckpointConfig
 from pretrain.engine.base import Engine
 
+if TYPE_CHECKING:
+    from pretrain.checkpoint_targets import Copies
+
 MANIFEST = "manifest.json"
+IDENTITY = "run.json"
+"""Beside the state, whose it is: the run's id, its resolved configuration, versions."""
+WAIT = 5.0
+"""Seconds after which rank 0 tells the others, who wait with it for copies to end, that it is alive."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that could not be written, where the run goes on all the same."""
+    """A checkpoint, or a copy of one, that could not be written."""
 
     step: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest valid checkpoint (None: there is none), and a line for each that had to be passed over for it."""
+
+    path: Path | None
+    broken: list[str]
 
 
 @dataclass
@@ -49,27 +64,47 @@ class Pending:
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, engine: Engine, config: CheckpointConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        config: CheckpointConfig,
+        copies: Copies | None = None,
+        found: Found | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        """Those in `folder`, which need not be there yet.
+
+        Args:
+            copies: where each is copied to; used on rank 0.
+            found: what to resume from, where it has been looked for already.
+            identity: whose they are, JSON-able; kept in each.
+        """
         self.folder = folder
         self.engine = engine
         self.config = config
+        self.copies = copies
+        self.found = found
+        self.identity = identity
         self.pending: Pending | None = None
 
     @property
     def lead(self) -> bool:
         return self.engine.world.rank == 0
 
-    def save(self, step: int, progress: dict[str, Any]) -> Failure | None:
+    def save(self, step: int, progress: dict[str, Any]) -> list[Failure]:
         """Write the state after `step` steps, in the background where that is set. Called on all ranks together.
 
         Args:
-            progress: what is not a tensor: the stream's state, versions. JSON-able, the same on all ranks.
+            progress: what is not a tensor: the stream's state. JSON-able, the same on all ranks.
         Returns:
-            What has failed by now, this checkpoint or the one before it, where the run is to go on all the same.
+            What has failed by now, this checkpoint, the one before it or copies, where the run is to go on all the
+            same.
         Raises:
-            UserError: it could not be written (a full disk, no permission); those before it are as they were.
+            UserError: it could not be written (a full disk, no permission), or copied; those before it are as they
+                were.
         """
-        failure = self.finish()
+        failures = self.finish_writing()
         pending = self.pending = Pending(step, self.folder / f".step_{step:08d}.partial")
         fault = self.attempt(lambda: make_anew(pending.partial)) if self.lead else None
         pending.fault = self.engine.broadcast(fault)
@@ -84,9 +119,9 @@ class Checkpoints:
             )
             pending.thread = work
             work.start()
-        if self.config.asynchronous and pending.fault is None:
-            return failure
-        return self.finish() or failure
+        if not self.config.asynchronous or pending.fault is not None:
+            failures += self.finish_writing()
+        return failures + self.failed_copies()
 
     def write(self, pending: Pending, write: Callable[[], None], progress: dict[str, Any]) -> None:
         """What the thread does: this rank's files, and on rank 0 the rest, for DCP ends there when all have written."""
@@ -95,26 +130,51 @@ class Checkpoints:
             final = self.folder / f"step_{pending.step:08d}"
             pending.fault = self.attempt(lambda: self.publish(pending.partial, final, progress))
 
-    def finish(self) -> Failure | None:
-        """Wait for the checkpoint that is being written, if there is one. Called on all ranks together.
+    def finish(self, alive: Callable[[str], None] = lambda _: None) -> list[Failure]:
+        """Wait for the checkpoint that is being written and for all copies. Called on all ranks together.
 
+        Args:
+            alive: told again and again while copies are waited for.
         Returns, raises: as `save`.
         """
+        try:
+            failures = self.finish_writing()
+        finally:
+            while self.engine.broadcast(bool(self.lead and self.copies and self.copies.busy(WAIT))):
+                alive("waiting for the copies of checkpoints")
+        if self.lead and self.config.targets:
+            self.attempt(self.forget_old)  # what was kept for its copy
+        return failures + self.failed_copies()
+
+    def finish_writing(self) -> list[Failure]:
+        """Wait for the checkpoint that is being written, if there is one. Returns, raises: as `save`."""
         pending, self.pending = self.pending, None
         if pending is None:
-            return None
+            return []
         if pending.thread:
             pending.thread.join()
         fault = self.engine.broadcast(pending.fault) or self.on_any_rank(pending.fault)
         if fault is None:
-            return None
+            return []
         if self.lead:
             shutil.rmtree(pending.partial, ignore_errors=True)
         final = self.folder / f"step_{pending.step:08d}"
-        message = f"{final}: the checkpoint could not be written ({fault})"
-        if self.config.on_failure == "stop":
-            raise UserError(f"{message}; make room and start again, or set checkpoint.on_failure=warn")
-        return Failure(pending.step, message)
+        reason = f"{final}: the checkpoint could not be written ({fault})"
+        return self.passed([Failure(pending.step, reason)], "make room and start again")
+
+    def failed_copies(self) -> list[Failure]:
+        """Copies that have failed since the last call, known to all ranks. Returns, raises: as `save`."""
+        if not self.config.targets:
+            return []
+        failures = self.engine.broadcast(self.copies.take_failures() if self.lead and self.copies else [])
+        return self.passed(failures, "see to the target and start again")
+
+    def passed(self, failures: list[Failure], remedy: str) -> list[Failure]:
+        """The failures, where the run is to go on all the same."""
+        if failures and self.config.on_failure == "stop":
+            reasons = "; ".join(failure.reason for failure in failures)
+            raise UserError(f"{reasons}; {remedy}, or set checkpoint.on_failure=warn")
+        return failures
 
     @staticmethod
     def attempt(write: Callable[[], object]) -> str | None:
@@ -134,18 +194,22 @@ class Checkpoints:
     def publish(self, partial: Path, final: Path, progress: dict[str, Any]) -> None:
         """Give a checkpoint that all ranks have written its final name, at once, and delete what it replaces."""
         (partial / "progress.json").write_text(json.dumps(progress))
+        if self.identity:
+            (partial / IDENTITY).write_text(json.dumps(self.identity))
         seal(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         fsync(self.folder)
+        if self.copies:
+            self.copies.add(final)
         self.forget_old()
 
     def forget_old(self) -> None:
-        """Delete all but the newest `keep` and the permanent ones; the newest has just been written and checksummed."""
-        every = self.config.permanent_every
-        rolling = [path for path in complete(self.folder) if not every or step_of(path) % every]
-        for old in rolling[: -self.config.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Delete what a newer one, just written and checksummed, has replaced; not before it has been copied."""
+        held = self.copies.held() if self.copies else set()
+        for name in superseded([path.name for path in complete(self.folder)], self.config):
+            if name not in held:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
         for partial in self.folder.glob(".step_*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -159,15 +223,19 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them is valid.
         """
-        path, broken = self.engine.on_lead(lambda: newest_valid(self.folder, at_most))
-        if path is None:
-            if broken:
+        found = self.found or Found(*self.engine.on_lead(lambda: newest_valid(self.folder, at_most)))
+        if found.path is None:
+            if found.broken:
                 raise UserError(
-                    f"{self.folder}: no valid checkpoint: {'; '.join(broken)}; delete them to start over"
+                    f"{self.folder}: no valid checkpoint: {'; '.join(found.broken)}; delete them to start over"
                 )
             return None, []
-        self.engine.load(path)
-        return json.loads((path / "progress.json").read_text()), broken
+        self.engine.load(found.path)
+        if self.lead and self.copies:
+            for path in complete(self.folder):  # what a target lacks; the copy skips what it has
+                if path <= found.path:
+                    self.copies.add(path)
+        return json.loads((found.path / "progress.json").read_text()), found.broken
 
 
 def make_anew(folder: Path) -> None:
@@ -185,8 +253,18 @@ def root_cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+def step_of(checkpoint: Path | str) -> int:
+    """The step that a checkpoint's path or name tells."""
+    return int(PurePosixPath(checkpoint).name.removeprefix("step_"))
+
+
+def is_permanent(checkpoint: Path | str, config: CheckpointConfig) -> bool:
+    return bool(config.permanent_every) and step_of(checkpoint) % config.permanent_every == 0
+
+
+def superseded(names: list[str], config: CheckpointConfig) -> list[str]:
+    """Those of the checkpoints, named oldest first, that are neither permanent nor among the newest `keep`."""
+    return [name for name in names if not is_permanent(name, config)][: -config.keep]
 
 
 def complete(folder: Path) -> list[Path]:
@@ -209,19 +287,40 @@ def newest_valid(folder: Path, at_most: int | None = None) -> tuple[Path | None,
 
 def find_fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, naming the file; None when it is valid."""
+    fault = find_broken_file(checkpoint)
+    return fault and f"{checkpoint.name}/{fault}"
+
+
+def find_broken_file(checkpoint: Path) -> str | None:
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = read_manifest((checkpoint / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
-        return f"{checkpoint.name}/{MANIFEST} cannot be read ({type(error).__name__})"
-    for name, expected in manifest["files"].items():
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    for name, (size, checksum) in files.items():
         path = checkpoint / name
         if not path.is_file():
-            return f"{checkpoint.name}/{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{checkpoint.name}/{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if digest(path) != expected["sha256"]:
-            return f"{checkpoint.name}/{name} has another checksum than when it was saved"
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if digest(path) != checksum:
+            return f"{name} has another checksum than when it was saved"
     return None
+
+
+def read_manifest(text: bytes) -> dict[str, tuple[int, str]]:
+    """The files of a checkpoint: name → (bytes, SHA-256).
+
+    Raises:
+        ValueError: not a manifest, or one with names that lead out of the folder.
+    """
+    try:
+        files = {n: (int(f["bytes"]), str(f["sha256"])) for n, f in json.loads(text)["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("not a manifest") from None
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"names {name!r}, which is not in the folder")
+    return files
 
 
 def seal(folder: Path) -> None:

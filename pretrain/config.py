@@ -14,6 +14,7 @@ import yaml
 
 from data_tools.batch_sizes import BatchSizes
 from data_tools.errors import UserError, nearest
+from data_tools.remote import has_secrets, redacted
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
 from pretrain.schema import build_section
 from pretrain.tracking.config import TrackingConfig
@@ -159,7 +160,11 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Training goes on while a copy in host memory is written; DeepSpeed's own format is always waited for."""
     on_failure: Literal["stop", "warn"] = "stop"
-    """What to do when one cannot be written (a full disk): stop the run, or warn and train on."""
+    """What to do when one cannot be written or copied (a full disk): stop the run, or warn and train on."""
+    targets: tuple[str, ...] = ()
+    """Where each checkpoint is copied to, in the background: URLs that fsspec opens, e.g. s3://bucket/runs/x."""
+    target_patience: float = 300.0
+    """Seconds for which a target that does not answer is waited for."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ class Config:
     encoder: Any
     objective: Any
     init_from: str | None = None
-    """A run folder or one of its checkpoints whose weights a new run starts from; its own checkpoints come first."""
+    """A run folder, one of its checkpoints, or a URL in `checkpoint.targets` of a run (or a checkpoint there), whose
+    weights a new run starts from; its own checkpoints come first."""
     allow_keys: tuple[str, ...] = ()
     """Patterns of tensors that `init_from` and `encoder.from_pretrained` may lack or hold in vain, e.g. `decoder.*`."""
     train: TrainConfig = TrainConfig()
@@ -320,6 +326,7 @@ def check(config: Config) -> None:
         "train.spike_sigma": train.spike_sigma,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
+        "checkpoint.target_patience": config.checkpoint.target_patience,
         "data.sequence_length": config.data.sequence_length,
     }
     for size, steps in train.batch_size_warmup:
@@ -337,6 +344,9 @@ def check(config: Config) -> None:
             f"checkpoint.permanent_every={config.checkpoint.permanent_every}: must be a multiple of checkpoint.every="
             f"{config.checkpoint.every}"
         )
+    refuse_secrets("init_from", config.init_from or "")
+    for url in config.checkpoint.targets:
+        refuse_secrets("checkpoint.targets", url)
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_schedule(config.schedule, train.steps)
@@ -405,6 +415,15 @@ def check_schedule_free(optimizer: OptimizerConfig, schedule: ScheduleConfig, pl
         raise UserError(
             f"{place}.betas={plain(optimizer.betas)}: schedule_free trains between two points, the first beta of the "
             "way; it must be greater than 0, usually 0.9"
+        )
+
+
+def refuse_secrets(key: str, url: str) -> None:
+    """Raise a `UserError` for a URL with a password or signature, which would stand in `config.yaml`."""
+    if has_secrets(url):
+        raise UserError(
+            f"{key}: {redacted(url)} comes with a password or signature; give it in the storage library's own way "
+            "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
         )
 
 

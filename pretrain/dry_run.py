@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from data_tools.remote import is_remote
+from pretrain.checkpoint_targets import Copies
 from pretrain.config import Config, check_world_size
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
@@ -71,8 +73,11 @@ def dry_run(config: Config) -> DryRun:
     """
     config = replace(config, train=replace(config.train, batch_size_warmup=()))
     check_world_size(config, World.from_environment().size)
+    Copies(config.checkpoint)  # refuses targets that nothing can write to
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
+    if is_remote(config.init_from or ""):  # nothing is downloaded either
+        config = replace(config, init_from=None)
     load_starting_weights(config, objective)
     parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())
     total = count_steps(config, sources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import nn
 
 from data_tools.dataset import Dataset
 from data_tools.loader import Loader
-from pretrain.checkpoint import Checkpoints, complete
+from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoint_targets import Copies, identity_of, on_lead_for_long, open_run
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.efficiency.communication import CommunicationSampler
@@ -24,7 +25,6 @@ from pretrain.efficiency.meter import Meter
 from pretrain.efficiency.peak import device_peak
 from pretrain.efficiency.profiling import Profiling, check_profiling
 from pretrain.encoders import encoder_class
-from pretrain.encoders.continued import LoadingReport
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
 from pretrain.objectives import objective_class
@@ -33,7 +33,7 @@ from pretrain.optim import build_optimizer, check_rules
 from pretrain.preemption import StopRequest
 from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder
-from pretrain.starting_weights import load_starting_weights
+from pretrain.starting_weights import fetch_starting_weights, load_starting_weights
 from pretrain.tracking import Tracker
 from pretrain.tracking.report import write_report
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
@@ -62,13 +62,12 @@ def run(config: Config) -> Result:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
-    resumes = complete(config.folder / "checkpoints")
-    loaded = [] if resumes else load_starting_weights(config, objective)
+    copies = Copies(config.checkpoint)
     check_profiling(config.tracking)
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        steps = train(config, objective, sources, engine, total_steps, loaded)
+        steps = train(config, objective, sources, engine, total_steps, copies)
     finally:
         engine.close()
     return Result(config.folder, steps, steps == total_steps)
@@ -89,17 +88,24 @@ def train(
     sources: Sources,
     engine: Engine,
     total_steps: int,
-    loaded: Sequence[LoadingReport] = (),
+    copies: Copies,
 ) -> int:
     """Everything between a started engine and a written report; the steps that are done then."""
     folder = RunFolder(config.folder)
     lead = engine.world.rank == 0
     try:
-        run_id = engine.on_lead(lambda: folder.open(config))
+        run_id, found = on_lead_for_long(engine, lambda: open_run(folder, config, copies))
+        loaded = []
+        if found.path is None and not found.broken:
+            on_lead_for_long(engine, lambda: fetch_starting_weights(config))
+            loaded = load_starting_weights(config, objective)
         flops = flops_per_sample(config, objective, sources) if lead else None
         engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
         loader = build_loader(config, objective, sources, engine.world)
-        checkpoints = Checkpoints(folder.path / "checkpoints", engine, config.checkpoint)
+        identity = identity_of(run_id, config)
+        checkpoints = Checkpoints(
+            folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
+        )
         meter = build_meter(config, engine, flops)
         trainer = Trainer(
             config, objective, loader, engine, total_steps, checkpoints=checkpoints, meter=meter

@@ -74,15 +74,10 @@ class RunFolder:
 
     def refuse_other_run(self, config: Config) -> None:
         saved = self.path / "config.yaml"
-        if not saved.exists() or not (self.path / "checkpoints").is_dir():
-            return
-        before, now = flatten(yaml.safe_load(saved.read_text()) or {}), flatten(to_dict(config))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not is_free(key):
-                raise UserError(
-                    f"{self.path}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; "
-                    "choose another run_dir (or name), or delete the folder to start over"
-                )
+        if saved.exists() and (self.path / "checkpoints").is_dir():
+            before = yaml.safe_load(saved.read_text()) or {}
+            remedy = "choose another run_dir (or name), or delete the folder to start over"
+            refuse_other_config(str(self.path), before, to_dict(config), remedy)
 
     def run_id(self) -> str:
         path = self.path / "run.json"
@@ -90,9 +85,24 @@ class RunFolder:
             write_text(path, json.dumps({"id": secrets.token_hex(4)}))
         return str(json.loads(path.read_text())["id"])
 
+    def take_id(self, run_id: str) -> str:
+        """Be the folder of that run again."""
+        write_text(self.path / "run.json", json.dumps({"id": run_id}))
+        return run_id
+
     def close(self) -> None:
         if self.lock_file:
             self.lock_file.close()
+
+
+def refuse_other_config(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    """Raise a `UserError` where the configuration that a place holds is that of a different run."""
+    before, now = flatten(before), flatten(now)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not is_free(key):
+            raise UserError(
+                f"{place}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; {remedy}"
+            )
 
 
 def write_text(path: Path, text: str) -> None:

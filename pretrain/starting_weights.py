@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
+from data_tools.remote import is_remote
 from pretrain.checkpoint import find_fault, newest_valid
+from pretrain.checkpoint_store import download_newest
 from pretrain.config import Config
 from pretrain.encoders.continued import LoadingReport, load_pretrained
 from pretrain.objectives.base import Objective
 from pretrain.saved_weights import read_weights, saved_shapes
+
+FETCHED = "init_from"
+"""Where a run keeps the checkpoint that it has started from, if that came from a URL."""
 
 
 def load_starting_weights(config: Config, objective: Objective) -> list[LoadingReport]:
@@ -27,8 +32,19 @@ def load_starting_weights(config: Config, objective: Objective) -> list[LoadingR
     if folder := getattr(config.encoder, "from_pretrained", None):
         reports.append(load_pretrained(objective.encoder, Path(folder), config.allow_keys))
     if config.init_from:
-        reports.append(load_roles(find_checkpoint(Path(config.init_from)), objective, config.allow_keys))
+        source = config.folder / FETCHED if is_remote(config.init_from) else Path(config.init_from)
+        reports.append(load_roles(find_checkpoint(source), objective, config.allow_keys))
     return reports
+
+
+def fetch_starting_weights(config: Config) -> None:
+    """Copy what `init_from` names into the run's folder, where it is a URL. Called on rank 0.
+
+    Raises:
+        UserError: it has no valid checkpoint, or is out of reach.
+    """
+    if config.init_from and is_remote(config.init_from):
+        download_newest(config.init_from, config.folder / FETCHED / "checkpoints")
 
 
 def find_checkpoint(path: Path) -> Path:

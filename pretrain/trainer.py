@@ -155,13 +155,14 @@ class Trainer:
 
     def finish_saving(self) -> None:
         if self.checkpoints:
-            self.tell(self.checkpoints.finish())
+            self.tell(self.checkpoints.finish(self.alive))
 
-    def tell(self, failure: Failure | None) -> None:
-        """A checkpoint could not be written, and the run goes on."""
-        if failure and self.tracker:
-            self.tracker.event("checkpoint_failed", failure.step, {"reason": failure.reason})
-            log.warning(failure.reason)
+    def tell(self, failures: list[Failure]) -> None:
+        """Checkpoints could not be written or copied, and the run goes on."""
+        for failure in failures:
+            if self.tracker:
+                self.tracker.event("checkpoint_failed", failure.step, {"reason": failure.reason})
+                log.warning(failure.reason)
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps

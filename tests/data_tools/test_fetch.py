@@ -16,6 +16,7 @@ from data_tools.loader import Loader
 from data_tools.order import Layout
 from data_tools.remote import Retry, redacted
 from data_tools.stream import PackedStream, Stream
+from tests.s3_server import s3_server
 
 FAST = FetchOptions(retry=Retry(patience=2.0, timeout=0.5, first_wait=0.01, longest_wait=0.05))
 
@@ -238,26 +239,10 @@ def test_fsspec_filesystem_gives_the_samples_of_the_folder(folder):
 
 @pytest.mark.slow
 def test_s3_gives_the_samples_of_the_folder(folder, monkeypatch):
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0, ip_address="127.0.0.1")
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        import s3fs
-
-        s3 = s3fs.S3FileSystem()
-        s3.mkdir("bucket")
+    with s3_server(monkeypatch) as s3:
         for path in folder.iterdir():
             s3.pipe_file(f"bucket/data/{path.name}", path.read_bytes())
         assert keys_of(open_dataset("s3://bucket/data", fetching=FAST)) == [f"{i:06d}" for i in range(60)]
-    finally:
-        server.stop()
 
 
 def test_manifest_of_urls_mixes_with_local_folder(folder, tmp_path):

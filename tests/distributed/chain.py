@@ -1,0 +1,39 @@
+"""Under torchrun: whole runs of several objectives one after the other, because starting processes takes the longest.
+
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.chain runs mae,gan engine=fsdp
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config import load_config
+from pretrain.run import run
+from tests.distributed.curves import CASES
+
+STEPS, EVERY = 12, 3
+COMMON = [f"train.steps={STEPS}", "train.global_batch_size=16", f"checkpoint.every={EVERY}", "checkpoint.keep=9",
+          "tracking.log_every=1", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+          "schedule.warmup_ratio=0.2"]  # fmt: skip
+
+
+def main(folder: str, cases: str, overrides: list[str]) -> None:
+    torch.set_num_threads(1)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")  # one group for all runs
+    for case in cases.split(","):
+        recipe, *own = CASES[case]
+        run(load_config(recipe, [*COMMON, *own, f"run_dir={Path(folder) / case}", *overrides])[0])
+    if dist.is_initialized():
+        time.sleep(0.2)  # as `Engine.close` does
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
