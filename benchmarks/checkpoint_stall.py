@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pretrain.checkpoint import Checkpoints
-from pretrain.config import CheckpointConfig, TrainConfig
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.config import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Loss, Phase

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from data_tools.dataset import open_dataset
-from pretrain.config import OptimizerConfig, TrainConfig
+from pretrain.config import TrainConfig
 from pretrain.efficiency.flops import step_flops
 from pretrain.efficiency.peak import device_peak
 from pretrain.encoders.gpt2 import GPT2Encoder, GPT2EncoderConfig
@@ -36,7 +36,8 @@ from pretrain.objectives.clm import CLM, CLMConfig
 from pretrain.objectives.linear_cross_entropy import IGNORE
 from pretrain.objectives.mae import MAE, MAEConfig
 from pretrain.objectives.mlm import MLM, MLMConfig
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import OptimizerConfig
 
 GPT2_VOCABULARY, MODERNBERT_VOCABULARY = 50_304, 50_368
 Step = Callable[[], object]

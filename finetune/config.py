@@ -9,16 +9,8 @@ from typing import Any, Literal
 from data_tools.errors import UserError
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
-from pretrain.config import (
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-    check_optimizer,
-    flatten,
-    merge,
-    parse_override,
-    read_recipe,
-)
+from pretrain.config import TrainConfig, flatten, merge, parse_override, read_recipe
+from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer
 from pretrain.schema import build_section
 
 RECIPES = Path(__file__).parent / "recipes"

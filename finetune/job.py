@@ -12,8 +12,8 @@ from data_tools.errors import UserError
 from finetune.config import Config
 from finetune.protocol import run_protocol
 from finetune.results import table, write_results
-from pretrain.config import plain
 from pretrain.run_folder import write_text
+from pretrain.schema import plain
 
 
 def run(config: Config, report: Callable[[str], Any]) -> list[str]:

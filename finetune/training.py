@@ -24,7 +24,8 @@ from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import ModelFolder, load_encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
-from pretrain.optim import build_optimizer, check_rules
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.groups import check_rules
 from pretrain.release import load_run_encoder
 from pretrain.run import evaluating
 from pretrain.schema import build_section

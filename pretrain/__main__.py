@@ -79,7 +79,7 @@ def pretrain(argv: list[str]) -> int:
         if lead:
             print(found.describe(config))
         return 0
-    from pretrain.checkpoint_targets import refuse_checkpoints
+    from pretrain.checkpoint.targets import refuse_checkpoints
     from pretrain.preemption import REQUEUE
     from pretrain.run import run
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from data_tools.remote import is_remote
-from pretrain.checkpoint_targets import Copies
+from pretrain.checkpoint.targets import Copies
 from pretrain.config import Config, check_world_size
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
 from pretrain.run import build_hooks, build_objective
 from pretrain.starting_weights import load_starting_weights
 from pretrain.trainer import Trainer

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
-from pretrain.checkpoint import newest_valid
-from pretrain.config import Config, build_config, plain
+from pretrain.checkpoint.folder import newest_valid
+from pretrain.checkpoint.weights import read_weights
+from pretrain.config import Config, build_config
 from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.pretrained import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
 from pretrain.model_card import write_model_card
 from pretrain.objectives.base import Batch, stack
 from pretrain.run_folder import load_run_config
-from pretrain.saved_weights import read_weights
+from pretrain.schema import plain
 
 log = logging.getLogger(__name__)
 SAMPLES = 8

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from data_tools.errors import UserError
 from data_tools.loader import Step
-from pretrain.checkpoint import Checkpoints, complete, step_of
+from pretrain.checkpoint.folder import complete, step_of
+from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config import Config, build_config, check_world_size, merge, parse_override
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
 from pretrain.run import build_objective, evaluating
 from pretrain.run_folder import is_free, load_run_config, write_text
 from pretrain.starting_weights import load_starting_weights

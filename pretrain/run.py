@@ -15,8 +15,8 @@ from torch import nn
 
 from data_tools.dataset import Dataset
 from data_tools.loader import Loader
-from pretrain.checkpoint import Checkpoints
-from pretrain.checkpoint_targets import Copies, identity_of, on_lead_for_long, open_run
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.checkpoint.targets import Copies, identity_of, on_lead_for_long, open_run
 from pretrain.config import Config, check_world_size, to_dict
 from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
 from pretrain.efficiency.communication import CommunicationSampler
@@ -29,7 +29,8 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
 from pretrain.objectives import objective_class
 from pretrain.objectives.base import Objective
-from pretrain.optim import build_optimizer, check_rules
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.groups import check_rules
 from pretrain.preemption import StopRequest
 from pretrain.probes import OnlineProbe
 from pretrain.run_folder import RunFolder

@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from data_tools.errors import UserError
-from pretrain.config import Config, flatten, to_dict
+from pretrain.config import Config, build_config, flatten, to_dict
 
 # What may change between two starts of the same run without making it another run.
 FREE_SECTIONS = ("name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe")
@@ -96,7 +97,12 @@ class RunFolder:
 
 
 def refuse_other_config(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    """Raise a `UserError` where the configuration that a place holds is that of a different run."""
+    """Raise a `UserError` where the configuration that a place holds is that of a different run.
+
+    Settings that are newer than that run had their defaults in it.
+    """
+    with suppress(UserError):  # it has settings that are there no more: all differences count
+        before = to_dict(build_config(before))
     before, now = flatten(before), flatten(now)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not is_free(key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,3 +47,11 @@ def reject_unknown_in_entries(schema: Any, key: str, values: list[Any] | tuple[A
     for i, value in enumerate(values):
         if is_dataclass(entry) and isinstance(value, dict):
             reject_unknown(entry, value, f"{place}.{i}")
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -9,12 +9,12 @@ from typing import Any
 
 from data_tools.errors import UserError
 from data_tools.remote import is_remote
-from pretrain.checkpoint import find_fault, newest_valid
-from pretrain.checkpoint_store import download_newest
+from pretrain.checkpoint.folder import find_fault, newest_valid
+from pretrain.checkpoint.store import download_newest
+from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config import Config
 from pretrain.encoders.continued import LoadingReport, load_pretrained
 from pretrain.objectives.base import Objective
-from pretrain.saved_weights import read_weights, saved_shapes
 
 FETCHED = "init_from"
 """Where a run keeps the checkpoint that it has started from, if that came from a URL."""

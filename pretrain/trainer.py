@@ -13,13 +13,13 @@ from torch import Tensor
 
 from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
-from pretrain.checkpoint import Checkpoints, Failure
+from pretrain.checkpoint.saving import Checkpoints, Failure
 from pretrain.config import Config
 from pretrain.data import resume_loader
 from pretrain.efficiency.meter import Meter
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
-from pretrain.optim import learning_rate
+from pretrain.optim.schedules import learning_rate
 from pretrain.out_of_memory import explain_out_of_memory
 from pretrain.preemption import StopRequest
 from pretrain.tracking.pictures import Picture

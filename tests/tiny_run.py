@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from pretrain.checkpoint import Checkpoints
-from pretrain.config import CheckpointConfig, Config, TrainConfig, load_config, to_dict
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.config import Config, TrainConfig, load_config, to_dict
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Objective
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
 from pretrain.run import build_objective
 
 SMALL = (

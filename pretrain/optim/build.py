@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pretrain.config import OptimizerConfig
+from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameter_groups
 from pretrain.optim.lamb import LAMB
 from pretrain.optim.lars import LARS

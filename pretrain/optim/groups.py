@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config import Config, OptimizerConfig, ParameterRule
+from pretrain.config import Config
 from pretrain.encoders.base import Encoder
 from pretrain.engine.blocks import find_blocks
 from pretrain.objectives.base import Objective
+from pretrain.optim.config import OptimizerConfig, ParameterRule
 
 
 @dataclass(frozen=True)

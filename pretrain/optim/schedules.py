@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config import ScheduleConfig
+from pretrain.optim.config import ScheduleConfig
 
 
 def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> float:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from pretrain.checkpoint import complete, step_of
+from pretrain.checkpoint.folder import complete, step_of
 from pretrain.config import build_config
 from pretrain.data import first_of, open_sources
 from pretrain.run import build_objective

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from pretrain.checkpoint import complete
+from pretrain.checkpoint.folder import complete
 from tests.distributed.curves import CASES, COMMON
 from tests.processes import losses, run
 

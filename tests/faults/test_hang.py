@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pretrain.checkpoint import complete
+from pretrain.checkpoint.folder import complete
 from tests.processes import command, environment, losses, run
 from tests.tiny_run import SMALL
 

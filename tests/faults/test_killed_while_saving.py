@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import find_fault, newest_valid
+from pretrain.checkpoint.folder import find_fault, newest_valid
 from pretrain.release import load_run_encoder
 from tests.processes import kill, losses, run, start
 from tests.tiny_run import SMALL

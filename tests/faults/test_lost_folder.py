@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from pretrain.checkpoint import complete, find_fault
+from pretrain.checkpoint.folder import complete, find_fault
 from pretrain.release import load_run_encoder
 from tests.processes import kill, losses, run, start
 from tests.s3_server import s3_server

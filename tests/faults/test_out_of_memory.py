@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pretrain.checkpoint import newest_valid
+from pretrain.checkpoint.folder import newest_valid
 from tests.processes import environment, losses, run
 from tests.tiny_run import SMALL
 

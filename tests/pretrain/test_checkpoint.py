@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
-from pretrain.checkpoint import Checkpoints, complete, find_fault, newest_valid
-from pretrain.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.folder import complete, find_fault, newest_valid
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.config import TrainConfig
 from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.engine import base
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.mae import MAE, MAEConfig
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import OptimizerConfig
 
 TINY = ViTEncoderConfig(
     image_size=8, patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,

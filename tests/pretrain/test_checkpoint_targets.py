@@ -17,10 +17,12 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from data_tools.errors import UserError
 from data_tools.remote import Retry
-from pretrain.checkpoint import Checkpoints, complete, find_fault, seal
-from pretrain.checkpoint_store import Store
-from pretrain.checkpoint_targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
-from pretrain.config import CheckpointConfig, load_config
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.folder import complete, find_fault, seal
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.checkpoint.store import Store
+from pretrain.checkpoint.targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
+from pretrain.config import load_config
 from pretrain.engine.base import without_advice
 from pretrain.run import run
 from pretrain.run_folder import RunFolder

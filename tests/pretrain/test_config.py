@@ -7,6 +7,7 @@ import yaml
 
 from data_tools.errors import UserError
 from pretrain.config import RECIPES, build_config, check_world_size, format_config, load_config, to_dict
+from pretrain.run_folder import refuse_other_config
 
 
 def test_command_line_beats_recipe_beats_default():
@@ -96,3 +97,13 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_one_that_they_can():
     config, _ = load_config("mae_digits", ["train.global_batch_size=256", "train.micro_batch_size=48"])
     with pytest.raises(UserError, match=r"does not divide a rank's share of 128 samples.*32 would do"):
         check_world_size(config, 2)
+
+
+def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):
+    config, _ = load_config("mae_digits", [f"run_dir={tmp_path}"])
+    before = to_dict(config)
+    del before["optimizer"]["rules"], before["train"]["ema_decay"]
+    refuse_other_config("here", before, to_dict(config), "")
+    config, _ = load_config("mae_digits", [f"run_dir={tmp_path}", "train.ema_decay=0.9"])
+    with pytest.raises(UserError, match=r"holds a run with train.ema_decay=None, not 0.9"):
+        refuse_other_config("here", before, to_dict(config), "")

@@ -8,7 +8,7 @@ import torch
 
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
-from pretrain.config import OptimizerConfig, TrainConfig, build_config, load_recipe, merge
+from pretrain.config import TrainConfig, build_config, load_recipe, merge
 from pretrain.data import build_stream, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -16,7 +16,8 @@ from pretrain.objectives.attribute import Attribute, AttributeConfig, AttributeS
 from pretrain.objectives.base import stack
 from pretrain.objectives.derived_attributes import brightness, rotate, stroke_width
 from pretrain.objectives.gan import discriminator_loss, generator_loss
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import OptimizerConfig
 from pretrain.run import build_objective
 
 SMALL = {"train": {"steps": 10, "global_batch_size": 32}}

@@ -21,7 +21,7 @@ from pretrain.objectives.base import stack
 from pretrain.objectives.clm import CLM, CLMConfig
 from pretrain.objectives.linear_cross_entropy import IGNORE
 from pretrain.objectives.mlm import MLM, MLMConfig
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
 from pretrain.run import build_objective
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from data_tools.errors import UserError
-from pretrain.config import OptimizerConfig, ParameterRule, load_config
+from pretrain.config import load_config
 from pretrain.data import first_of, open_sources
 from pretrain.engine.deepspeed import refuse_other_than_adam
 from pretrain.engine.torch_engine import FLAT
-from pretrain.optim import build_optimizer
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import OptimizerConfig, ParameterRule
 from pretrain.optim.exchange import rows_of, share_out
 from pretrain.optim.groups import check_rules, trained_parameters
 from pretrain.optim.muon import newton_schulz

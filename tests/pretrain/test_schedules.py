@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from pretrain.config import ScheduleConfig
-from pretrain.optim import learning_rate
+from pretrain.optim.config import ScheduleConfig
+from pretrain.optim.schedules import learning_rate
 
 
 def test_warmup_is_linear_and_reaches_the_peak():

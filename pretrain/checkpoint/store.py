@@ -22,8 +22,8 @@ from data_tools.remote import (
     redacted,
     with_retries,
 )
-from pretrain.checkpoint import MANIFEST, find_broken_file, make_anew, read_manifest
-from pretrain.checkpoint_pickles import refuse_code
+from pretrain.checkpoint.folder import MANIFEST, find_broken_file, make_anew, read_manifest
+from pretrain.checkpoint.pickles import refuse_code
 
 T = TypeVar("T")
 NAME = re.compile(r"step_\d+")

@@ -12,20 +12,11 @@ from typing import Any, TypeVar
 
 from data_tools.errors import UserError
 from data_tools.remote import Retry, redacted
-from pretrain.checkpoint import (
-    IDENTITY,
-    WAIT,
-    Failure,
-    Found,
-    complete,
-    is_permanent,
-    newest_valid,
-    root_cause,
-    step_of,
-    superseded,
-)
-from pretrain.checkpoint_store import Store
-from pretrain.config import CheckpointConfig, Config, to_dict
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.folder import Found, complete, is_permanent, newest_valid, step_of, superseded
+from pretrain.checkpoint.saving import IDENTITY, WAIT, Failure, root_cause
+from pretrain.checkpoint.store import Store
+from pretrain.config import Config, to_dict
 from pretrain.engine.base import Engine
 from pretrain.run_folder import RunFolder, refuse_other_config
 from pretrain.tracking.environment import installed_versions, redact, redact_text

@@ -1,0 +1,1 @@
+"""Checkpoints: how they are saved and found valid, copied elsewhere, and read."""

@@ -1,0 +1,144 @@
+"""The configuration of optimizers and schedules, and what contradicts itself in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_tools.errors import UserError
+from pretrain.schema import plain
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """What differs for the parameters that `match` matches. Each setting comes from the first such rule that has it."""
+
+    match: str
+    """Pattern, as of file names, on `<role>.<parameter>`: `decoder.*`, `*.bias`."""
+    lr_ratio: float | None = None
+    """Share of the learning rate; multiplies what `layer_decay` gives."""
+    weight_decay: float | None = None
+    """In place of the optimizer's, also for what that one does not decay."""
+    use: Literal["muon", "adamw"] | None = None
+    """Of muon: which of the two trains them."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Weight decay acts on matrices only (parameters of two and more dimensions that are not embeddings)."""
+
+    name: Literal["adamw", "muon", "lamb", "lars", "schedule_free"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    momentum: float | None = None
+    """Of muon (default .95) and lars (default .9)."""
+    trust_coefficient: float | None = None
+    """Of lars (default .001): how far a layer's update may reach, relative to its norm."""
+    layer_decay: float | None = None
+    """Learning rate of a block relative to the block above it (MAE fine-tuning: .65 for B, .75 for L)."""
+    rules: tuple[ParameterRule, ...] = ()
+    """Learning rate and weight decay by parameter name: `[{match: "decoder.*", lr_ratio: 0.5}]`."""
+
+
+USED_BY = {
+    "betas": ("adamw", "muon", "lamb", "schedule_free"),
+    "eps": ("adamw", "muon", "lamb", "schedule_free"),
+    "momentum": ("muon", "lars"),
+    "trust_coefficient": ("lars",),
+}
+"""The optimizers that read a setting, where not all do."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak.
+
+    `wsd` (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395) stays at the peak and falls in the last
+    `decay_ratio` of the run; `inverse_sqrt` falls with the root of the step and needs no end (Vaswani et al. 2017).
+    """
+
+    name: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    """Warm-up as a share of the run, so that it shrinks with `train.steps`; give this or `warmup_steps`."""
+    min_lr_ratio: float = 0.0
+    decay_ratio: float = 0.2
+    """Share of the run in which `wsd` falls, by 1 - √progress (Hägele et al. 2024, arXiv:2405.18392)."""
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of `total_steps`."""
+        return self.warmup_steps or round((self.warmup_ratio or 0) * total_steps)
+
+
+def check_optimizer(optimizer: OptimizerConfig, schedule: ScheduleConfig, place: str = "optimizer") -> None:
+    """Raise a `UserError` for settings out of range, and for those that the named optimizer would not read."""
+    positive = {"lr": optimizer.lr, "eps": optimizer.eps, "trust_coefficient": optimizer.trust_coefficient}
+    for setting, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{place}.{setting}={value}: must be greater than 0")
+    for setting, values in (("betas", optimizer.betas), ("momentum", (optimizer.momentum or 0,))):
+        for value in values:
+            if not 0 <= value < 1:
+                raise UserError(f"{place}.{setting}: {value} must lie in [0, 1)")
+    refuse_unused(optimizer, place)
+    for rule in optimizer.rules:
+        check_rule(rule, optimizer.name, place)
+    if optimizer.name == "schedule_free":
+        check_schedule_free(optimizer, schedule, place)
+
+
+def refuse_unused(optimizer: OptimizerConfig, place: str) -> None:
+    """Raise a `UserError` for a setting that was changed and that the named optimizer does not read."""
+    for setting, users in USED_BY.items():
+        value, usual = (plain(getattr(settings, setting)) for settings in (optimizer, OptimizerConfig()))
+        if value != usual and optimizer.name not in users:
+            default = "null" if usual is None else usual
+            raise UserError(
+                f"{place}.{setting}={value}: is for {', '.join(users)}, and {place}.name is {optimizer.name}; leave it "
+                f"at its default, {setting}={default}"
+            )
+
+
+def check_rule(rule: ParameterRule, optimizer: str, place: str) -> None:
+    """Raise a `UserError` for a rule that says nothing, or what cannot be meant."""
+    where = f"{place}.rules: {rule.match!r}"
+    if rule.lr_ratio is None and rule.weight_decay is None and rule.use is None:
+        raise UserError(f"{where}: changes nothing; give it lr_ratio, weight_decay or use")
+    for setting, value in (("lr_ratio", rule.lr_ratio), ("weight_decay", rule.weight_decay)):
+        if value is not None and value < 0:
+            raise UserError(f"{where}: {setting}={value} must not be negative")
+    if rule.use is not None and optimizer != "muon":
+        raise UserError(
+            f"{where}: use={rule.use} is for {place}.name=muon, and that is {optimizer}; leave it out"
+        )
+
+
+def check_schedule_free(optimizer: OptimizerConfig, schedule: ScheduleConfig, place: str) -> None:
+    """Raise a `UserError` for settings that averaging cannot go with."""
+    if schedule.name != "constant":
+        raise UserError(
+            f"schedule.name={schedule.name}: {place}.name=schedule_free averages weights instead of letting the "
+            "learning rate fall; set schedule.name=constant (a warm-up is kept)"
+        )
+    if optimizer.betas[0] == 0:
+        raise UserError(
+            f"{place}.betas={plain(optimizer.betas)}: schedule_free trains between two points, the first beta of the "
+            "way; it must be greater than 0, usually 0.9"
+        )
+
+
+def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
+    """Raise a `UserError` for a warm-up that is given twice or does not fit into the run."""
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+        raise UserError("schedule.warmup_steps and schedule.warmup_ratio: give one of them")
+    if schedule.warmup_ratio is not None and not 0 <= schedule.warmup_ratio <= 1:
+        raise UserError(f"schedule.warmup_ratio={schedule.warmup_ratio}: must lie in [0, 1]")
+    if not 0 < schedule.decay_ratio <= 1:
+        raise UserError(f"schedule.decay_ratio={schedule.decay_ratio}: must lie in (0, 1]")
+    if steps is not None and schedule.warmup(steps) > steps:
+        raise UserError(
+            f"schedule.warmup_steps={schedule.warmup_steps}: longer than the run (train.steps={steps}); "
+            "schedule.warmup_ratio shrinks with it"
+        )
