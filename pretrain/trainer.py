@@ -13,7 +13,8 @@ from torch import Tensor
 
 from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
-from pretrain.checkpoint.saving import Checkpoints, Failure
+from pretrain.checkpoint.failures import Failure
+from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config import Config
 from pretrain.data import resume_loader
 from pretrain.efficiency.meter import Meter

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from pretrain.checkpoint.config import CheckpointConfig
 
 MANIFEST = "manifest.json"
+IDENTITY = "run.json"
+"""Beside the state, whose it is: the run's id, its resolved configuration, versions."""
 
 
 @dataclass(frozen=True)

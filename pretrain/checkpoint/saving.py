@@ -14,31 +14,26 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data_tools.errors import UserError
 from pretrain.checkpoint.config import CheckpointConfig
-from pretrain.checkpoint.folder import Found, complete, fsync, make_anew, newest_valid, seal, superseded
+from pretrain.checkpoint.failures import Failure, root_cause
+from pretrain.checkpoint.folder import (
+    IDENTITY,
+    Found,
+    complete,
+    fsync,
+    make_anew,
+    newest_valid,
+    seal,
+    superseded,
+)
+from pretrain.checkpoint.targets import WAIT, Copies
 from pretrain.engine.base import Engine
-
-if TYPE_CHECKING:
-    from pretrain.checkpoint.targets import Copies
-
-IDENTITY = "run.json"
-"""Beside the state, whose it is: the run's id, its resolved configuration, versions."""
-WAIT = 5.0
-"""Seconds after which rank 0 tells the others, who wait with it for copies to end, that it is alive."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A checkpoint, or a copy of one, that could not be written."""
-
-    step: int
-    reason: str
 
 
 @dataclass
@@ -226,12 +221,3 @@ class Checkpoints:
                 if path <= found.path:
                     self.copies.add(path)
         return json.loads((found.path / "progress.json").read_text()), found.broken
-
-
-def root_cause(error: BaseException) -> str:
-    """The one line at the bottom of an error: DCP gathers those of all ranks, each with a stack."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return root_cause(next(iter(error.failures.values()))[0])
-    if error.__cause__ is not None:
-        return root_cause(error.__cause__)
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,8 +13,16 @@ from typing import Any, TypeVar
 from data_tools.errors import UserError
 from data_tools.remote import Retry, redacted
 from pretrain.checkpoint.config import CheckpointConfig
-from pretrain.checkpoint.folder import Found, complete, is_permanent, newest_valid, step_of, superseded
-from pretrain.checkpoint.saving import IDENTITY, WAIT, Failure, root_cause
+from pretrain.checkpoint.failures import Failure, root_cause
+from pretrain.checkpoint.folder import (
+    IDENTITY,
+    Found,
+    complete,
+    is_permanent,
+    newest_valid,
+    step_of,
+    superseded,
+)
 from pretrain.checkpoint.store import Store
 from pretrain.config import Config, to_dict
 from pretrain.engine.base import Engine
@@ -24,6 +32,8 @@ from pretrain.tracking.environment import installed_versions, redact, redact_tex
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 READ_ONLY = ("http://", "https://")
+WAIT = 5.0
+"""Seconds after which rank 0 tells the others, who wait with it for copies to end, that it is alive."""
 
 
 class Target:
