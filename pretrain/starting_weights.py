@@ -14,6 +14,7 @@ from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config import Config
 from pretrain.encoders.continued import LoadingReport, load_pretrained
+from pretrain.encoders.pretrained import enumerated
 from pretrain.objectives.base import Objective
 
 FETCHED = "init_from"
@@ -80,7 +81,8 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
     for role, module in objective.roles.items():
         module.load_state_dict({**own[role], **both[role]})
     loaded = sum(len(state) for state in both.values())
-    return LoadingReport(str(checkpoint), loaded, unused=sorted(saved.keys() - wanted.keys()))
+    missing, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused)
 
 
 def refuse_gaps(
@@ -96,9 +98,8 @@ def refuse_gaps(
         if saved[name] != wanted[name]
     }
     if faults:
-        named = [f"{name} is {fault}" for name, fault in faults.items()]
-        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        example = f"allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
         raise UserError(
-            f"init_from ({checkpoint}): {'; '.join(named[:8])}{more}; name what may differ in allow_keys, "
-            f"e.g. allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
+            f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}: "
+            + enumerated([f"{name} is {fault}" for name, fault in faults.items()])
         )

@@ -37,16 +37,20 @@ class LoadingReport:
     """Tensors taken as they are."""
     fitted: list[str] = field(default_factory=list)
     """Tensors that were fitted to another size, and how."""
+    missing: list[str] = field(default_factory=list)
+    """Tensors that the folder lacks and that keep their initial values, as was allowed."""
     unused: list[str] = field(default_factory=list)
     """Tensors of the folder that an encoder does without: heads."""
 
     def values(self) -> dict[str, Any]:
         """As an event of a run holds it."""
-        return {"folder": self.folder, "tensors": self.loaded, "fitted": self.fitted, "unused": self.unused}
+        return {"folder": self.folder, "tensors": self.loaded, "fitted": self.fitted, "missing": self.missing,
+                "unused": self.unused}  # fmt: skip
 
     def __str__(self) -> str:
         lines = [f"loaded {self.loaded} tensors from {self.folder}"]
         lines += [f"  fitted  {line}" for line in self.fitted]
+        lines += [f"  missing {name}" for name in self.missing]
         lines += [f"  unused  {name}" for name in self.unused]
         return "\n".join(lines)
 
@@ -92,7 +96,9 @@ def load_pretrained(encoder: Encoder, folder: Path, allowed: tuple[str, ...] = (
     own = encoder.model
     source, gaps = open_model(type(own), folder, getattr(own.config, "_attn_implementation", None))
     refuse_gaps(gaps, folder, allowed)
-    report = LoadingReport(str(folder), unused=sorted(gaps["unexpected_keys"]))
+    report = LoadingReport(
+        str(folder), missing=sorted(gaps["missing_keys"]), unused=sorted(gaps["unexpected_keys"])
+    )
     wanted = copy.deepcopy(source.config)
     for name in MAY_DIFFER:
         if hasattr(own.config, name):

@@ -23,6 +23,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 CONFIG_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 HEADS = ("pooler.", "classifier.", "score.", "lm_head.", "cls.", "head.", "decoder.")
 """Parameters of heads that a folder may hold and an encoder does without."""
+FEW = 4
+"""Faults that still fit a line."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,14 @@ def refuse_gaps(report: dict[str, Any], folder: Path, allowed: tuple[str, ...] =
     ]
     faults = [f for f in faults if not any(fnmatch(f.split(" ")[0], pattern) for pattern in allowed)]
     if faults:
-        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise UserError(
-            f"{folder}: model.safetensors does not fit config.json: {'; '.join(faults[:8])}{more}; release it again"
+            f"{folder}: model.safetensors does not fit config.json; release it again: {enumerated(faults)}"
         )
+
+
+def enumerated(faults: list[str]) -> str:
+    """Every one of them: on a line while they are few, else each on its own."""
+    return "; ".join(faults) if len(faults) <= FEW else "".join(f"\n  {fault}" for fault in faults)
 
 
 def no_progress_bars() -> None:

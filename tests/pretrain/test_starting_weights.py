@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -192,10 +193,13 @@ def test_another_objective_takes_the_encoder_where_it_is_allowed(tmp_path):
 
     config, _ = load_config("mae_digits", deeper)
     second = build_objective(config, first_of(open_sources(config.data)))
-    with pytest.raises(UserError, match=r"decoder\..* is missing.*allow_keys"):
+    with pytest.raises(UserError, match=r"does not fit; .* allow_keys=\['decoder\.\*'\]") as refused:
         load_starting_weights(config, second)
+    lacking = sorted(f"decoder.{n}" for n in second.roles["decoder"].state_dict() if ".1." in n)
+    assert re.findall(r"(\S+) is missing", str(refused.value)) == lacking, "every one is named"
     config, _ = load_config("mae_digits", [*deeper, "allow_keys=['decoder.*']"])
-    load_starting_weights(config, second)
+    (report,) = load_starting_weights(config, second)
+    assert report.missing == lacking
     torch.testing.assert_close(second.encoder.state_dict(), first.encoder.state_dict())
 
 
