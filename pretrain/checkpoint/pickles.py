@@ -37,14 +37,17 @@ class MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def refuse_code(checkpoint: Path, place: str) -> None:
+def refuse_code(checkpoint: Path, place: str, parts: tuple[str, ...] = ("",)) -> None:
     """Raise a `UserError` naming `place` where the DCP part of a checkpoint holds anything but tensors and values.
 
     DeepSpeed's own files, beside it, are read by DeepSpeed alone and not looked at.
+
+    Args:
+        parts: how the names begin that are going to be read; by default, all.
     """
     try:
         for path in checkpoint.glob("*.metadata"):  # DCP knows one for all ranks and one for each
-            check_values(checkpoint, MetadataUnpickler(io.BytesIO(path.read_bytes())).load())
+            check_values(checkpoint, MetadataUnpickler(io.BytesIO(path.read_bytes())).load(), parts)
     except Exception as error:  # a hostile pickle may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -52,9 +55,11 @@ def refuse_code(checkpoint: Path, place: str) -> None:
         ) from None
 
 
-def check_values(checkpoint: Path, metadata: Metadata) -> None:
+def check_values(checkpoint: Path, metadata: Metadata, parts: tuple[str, ...]) -> None:
     """Read what is not a tensor as torch reads weights from strangers; raises what torch raises."""
     for index, stored in metadata.storage_data.items():
+        if not index.fqn.startswith(parts):
+            continue
         if (
             ".." in PurePosixPath(stored.relative_path).parts
             or PurePosixPath(stored.relative_path).is_absolute()

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -24,6 +25,7 @@ from pretrain.checkpoint.store import Store
 from pretrain.checkpoint.targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
 from pretrain.config import load_config
 from pretrain.engine.base import without_advice
+from pretrain.release import load_run_encoder
 from pretrain.run import run
 from pretrain.run_folder import RunFolder
 from pretrain.starting_weights import fetch_starting_weights, load_starting_weights
@@ -415,4 +417,28 @@ def test_code_in_a_checkpoint_from_elsewhere_is_refused_and_not_run(tmp_path, pl
     found = find_newest(tmp_path / "b", [store], anything, strict=True)
     assert found.path is None
     assert "step_00000005 holds what is not a tensor or a value, and could run code" in found.broken[0]
+    assert not (tmp_path / "ran").exists()
+
+
+def put_in_a_tensors_place(checkpoint, bomb):
+    for file in checkpoint.iterdir():
+        file.unlink()
+    state = {"roles": {"encoder": {"model.layernorm.weight": bomb}}}
+    with without_advice():
+        dcp.save(state, storage_writer=FileSystemWriter(checkpoint), no_dist=True)
+    (checkpoint / "progress.json").write_text('{"step": 5}')
+
+
+@pytest.mark.parametrize("plant", [put_into_metadata, put_in_a_tensors_place])
+def test_code_in_somebodys_run_is_not_run_by_a_release_or_a_start_from_it(tmp_path, plant):
+    config, objective = make_run(tmp_path / "first")
+    (checkpoint,) = complete(tmp_path / "first" / "checkpoints")
+    plant(checkpoint, Bomb(tmp_path / "ran"))
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    seal(checkpoint)
+    (tmp_path / "ran").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="could run code"):
+        load_run_encoder(tmp_path / "first")
+    with pytest.raises(UserError, match="could run code"):
+        load_starting_weights(replace(config, init_from=str(tmp_path / "first")), objective)
     assert not (tmp_path / "ran").exists()
