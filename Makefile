@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-EXTRAS := deepspeed,audio,video,fast,fp8,schedule_free,dev
+EXTRAS := deepspeed,audio,video,fast,fp8,schedulefree,dev
 
 .PHONY: demo test test-fast lint install install-dev clean
 

@@ -9,6 +9,7 @@ everything by the real launchers instead, and so do tests that are about them.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -177,6 +178,7 @@ def preload() -> None:
 
     assert ENCODERS and OBJECTIVES
     pretrain.engine.deepspeed.import_deepspeed()
+    gc.freeze()  # or the first collection in every process would touch, and so copy, all that it shares with this one
 
 
 def serve(requests: socket.socket) -> Job | None:

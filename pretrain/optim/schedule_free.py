@@ -12,7 +12,7 @@ try:
     from schedulefree import AdamWScheduleFree
 except ImportError:
     raise UserError(
-        'optimizer.name=schedule_free: schedulefree is not installed; pip install "masquerade[schedule_free]"'
+        'optimizer.name=schedule_free: schedulefree is not installed; pip install "masquerade[schedulefree]"'
     ) from None
 
 

@@ -412,7 +412,7 @@ def test_settings_that_cannot_be_meant_are_refused(overrides, message):
 def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     monkeypatch.delitem(sys.modules, "pretrain.optim.schedule_free", raising=False)
-    with pytest.raises(UserError, match=r'pip install "masquerade\[schedule_free\]"'):
+    with pytest.raises(UserError, match=r'pip install "masquerade\[schedulefree\]"'):
         build_optimizer({"net": network()}, OptimizerConfig("schedule_free"))
 
 
