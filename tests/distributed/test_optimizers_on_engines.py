@@ -7,13 +7,12 @@ Muon and the trust ratios look at whole matrices and layers, which FSDP cuts up.
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
 from tests.distributed.curves import STEPS, build_trainer
 from tests.distributed.optimizer_curves import ENGINES, OPTIMIZERS, SAVED_AT, SAVING, train
-from tests.processes import command, environment
+from tests.processes import run
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.slow
@@ -32,15 +31,7 @@ def folders(tmp_path_factory):
 
 
 def run_all(folder, processes):
-    result = subprocess.run(
-        command("tests.distributed.optimizer_curves", [str(folder)], processes),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
+    run("tests.distributed.optimizer_curves", [str(folder)], processes)
     return folder
 
 
