@@ -41,11 +41,8 @@ CASES: dict[str, list[str]] = {
                              "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
-
-
-def accumulations(processes: int) -> tuple[int, ...]:
-    """Micro-batches of a rank in a step; on four ranks, which share two cores here, none are accumulated."""
-    return (1, 2, 4) if processes < 4 else (1,)
+CUTS = (1, 2, 4)
+"""Micro-batches of a rank in a step."""
 
 
 class Recorder:
@@ -86,7 +83,7 @@ def main(out: str, cases: str, overrides: list[str]) -> None:
     curves = {}
     for word in cases.split(","):
         case, _, cut = word.partition("/")
-        for cuts in [int(cut)] if cut else accumulations(world.size):
+        for cuts in [int(cut)] if cut else CUTS:
             micro = BATCH // world.size // cuts
             curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
     if world.rank == 0:

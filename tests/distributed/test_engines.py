@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.curves import CASES, STEPS, accumulations
+from tests.distributed.curves import CASES, CUTS, STEPS
 from tests.processes import run
 
 TOLERANCE = 1e-5
@@ -67,7 +67,7 @@ def assert_same(
 def test_an_engine_learns_what_one_process_learns(name, alone, tmp_path):
     processes, overrides = ENGINES[name]
     cases = ONCE if name.startswith("zero3") else USUAL
-    ran = (2,) if name in VARIANTS else accumulations(processes)
+    ran = (2,) if name in VARIANTS else CUTS
     wanted = [f"{case}/{cuts}" for case in cases for cuts in ran]
     found = curves(tmp_path, processes, tuple(wanted), overrides)
     assert_same(found, {curve: alone[curve] for curve in wanted})
