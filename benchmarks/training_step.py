@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    parser.add_argument("models", nargs="*", choices=[*WORKLOADS, []], help="default: all of them")
+    parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
     parser.add_argument(
         "--precision", default="bf16" if cuda else "fp32", choices=("fp32", "tf32", "bf16", "fp8")
     )
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
              "| model | ours, ms | transformers, ms | faster by | ours, TFLOP/s (MFU) | transformers, TFLOP/s (MFU) |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     print("\n".join(lines), flush=True)
-    for model in arguments.models or WORKLOADS:
+    for model in arguments.models:
         torch.manual_seed(0)
         work = WORKLOADS[model](arguments.batch or BATCHES[device][model], LENGTHS[model])
         lines.append(measure(work, train, device, arguments.rounds, arguments.steps))
