@@ -190,7 +190,9 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all"
+    )
     parser.add_argument(
         "--precision", default="bf16" if cuda else "fp32", choices=("fp32", "tf32", "bf16", "fp8")
     )
