@@ -18,7 +18,7 @@ from torch import nn
 
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.saving import Checkpoints
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Loss, Phase

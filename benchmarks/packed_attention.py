@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pretrain.encoders.bert import BertEncoder, BertEncoderConfig
-from pretrain.encoders.pretrained import ModelFolder
+from pretrain.encoders.text.bert import BertEncoder, BertEncoderConfig
 from pretrain.engine.blocks import set_attention
+from pretrain.weights.from_transformers import ModelFolder
 
 VOCABULARY = 30_522
 
@@ -23,17 +23,17 @@ VOCABULARY = 30_522
 def packed_rows(rows: int, length: int, shortest: int, longest: int) -> dict[str, torch.Tensor]:
     """Rows filled with documents of lengths drawn evenly, the last one of a row cut off, as packing does."""
     generator = torch.Generator().manual_seed(0)
-    segments = torch.zeros(rows, length, dtype=torch.long)
-    positions = torch.zeros_like(segments)
+    document_ids = torch.zeros(rows, length, dtype=torch.long)
+    positions = torch.zeros_like(document_ids)
     for row in range(rows):
         begin, number = 0, 0
         while begin < length:
             drawn = int(torch.randint(shortest, longest + 1, (), generator=generator))
             end, number = min(length, begin + drawn), number + 1
-            segments[row, begin:end], positions[row, begin:end] = number, torch.arange(end - begin)
+            document_ids[row, begin:end], positions[row, begin:end] = number, torch.arange(end - begin)
             begin = end
     tokens = torch.randint(VOCABULARY, (rows, length), generator=generator)
-    return {"tokens": tokens, "segments": segments, "positions": positions}
+    return {"tokens": tokens, "document_ids": document_ids, "position_ids": positions}
 
 
 def seconds(encoder: BertEncoder, batch: dict[str, torch.Tensor]) -> float:
@@ -61,7 +61,7 @@ def measure(encoder: BertEncoder, batch: dict[str, torch.Tensor], repeats: int) 
 
 
 def line(lengths: tuple[int, int], batch: dict[str, torch.Tensor], found: dict[str, float]) -> str:
-    tokens, documents = batch["tokens"].numel(), int(batch["segments"].amax(1).sum())
+    tokens, documents = batch["tokens"].numel(), int(batch["document_ids"].amax(1).sum())
     dense, ragged = (tokens / found[backend] for backend in ("sdpa", "varlen"))
     return (
         f"| {lengths[0]}–{lengths[1]} | {documents} | {dense:,.0f} | {ragged:,.0f} | {ragged / dense:.2f} × |"

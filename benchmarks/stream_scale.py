@@ -63,7 +63,9 @@ def tokens(folder: Path) -> list[Row]:
     packed = PackedStream(Stream(open_dataset(folder / "tokens")), 1024)
     planned = time.process_time() - begin
     loader = Loader(
-        packed, lambda s, _: {k: s[k] for k in ("tokens", "segments", "positions")}, global_batch_size=32
+        packed,
+        lambda s, _: {k: s[k] for k in ("tokens", "document_ids", "position_ids")},
+        global_batch_size=32,
     )
     steps = iter(loader)
     next(steps)

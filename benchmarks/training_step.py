@@ -22,20 +22,20 @@ import torch
 from torch import nn
 
 from data_tools.dataset import open_dataset
-from pretrain.config import TrainConfig
-from pretrain.efficiency.flops import step_flops
-from pretrain.efficiency.peak import device_peak
-from pretrain.encoders.gpt2 import GPT2Encoder, GPT2EncoderConfig
-from pretrain.encoders.modernbert import ModernBertEncoder, ModernBertEncoderConfig
-from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.config.sections import TrainConfig
+from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.encoders.text.gpt2 import GPT2Encoder, GPT2EncoderConfig
+from pretrain.encoders.text.modernbert import ModernBertEncoder, ModernBertEncoderConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.engine.precision import AUTOCAST
+from pretrain.metering.flops import step_flops
+from pretrain.metering.peak import device_peak
 from pretrain.objectives.base import Batch, Objective, stack
 from pretrain.objectives.clm import CLM, CLMConfig
-from pretrain.objectives.linear_cross_entropy import IGNORE
 from pretrain.objectives.mae import MAE, MAEConfig
 from pretrain.objectives.mlm import MLM, MLMConfig
+from pretrain.ops.linear_cross_entropy import IGNORE
 from pretrain.optim.build import build_optimizer
 from pretrain.optim.config import OptimizerConfig
 

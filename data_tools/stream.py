@@ -140,7 +140,7 @@ class PackedStream:
         return self.plan.efficiency
 
     def sample(self, position: int) -> Sample:
-        """The row at a position ≥ 0: ``tokens``, ``segments``, ``positions`` (length,) int32 and its documents."""
+        """The row at a position ≥ 0: ``tokens``, ``document_ids``, ``position_ids`` (length,) int32, its documents."""
         return next(self.samples(np.array([position], dtype=np.int64)))
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
@@ -148,7 +148,7 @@ class PackedStream:
         for position, epoch, row in zip(positions.tolist(), epochs.tolist(), rows.tolist(), strict=True):
             sample, damages = self._row(row, position)
             for attempt in range(ATTEMPTS):
-                if sample["segments"][0] or len(sample["documents"]):
+                if sample["document_ids"][0] or len(sample["documents"]):
                     break
                 other = derive_key(self.seed, position, attempt, _STAND_IN) % self.plan.rows
                 sample, _ = self._row(other, position)
@@ -172,7 +172,7 @@ class PackedStream:
 
     def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
         """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""
-        tokens, segments, offsets = (np.zeros(self.length, dtype=np.int32) for _ in range(3))
+        tokens, document_ids, offsets = (np.zeros(self.length, dtype=np.int32) for _ in range(3))
         documents: list[tuple[str, int, int]] = []
         damages: list[Damage] = []
         plan, at = self.plan, 0
@@ -192,14 +192,14 @@ class PackedStream:
             else:
                 documents.append((key, start, size))
                 tokens[at : at + size] = document[start : start + size]
-                segments[at : at + size] = len(documents)
+                document_ids[at : at + size] = len(documents)
                 offsets[at : at + size] = np.arange(size)
             at += size
         row_sample = {
             "__key__": f"row{row:09d}",
             "tokens": tokens,
-            "segments": segments,
-            "positions": offsets,
+            "document_ids": document_ids,
+            "position_ids": offsets,
             "documents": documents,
         }
         return row_sample, damages

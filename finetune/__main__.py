@@ -40,7 +40,7 @@ def finetune(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
     from finetune.config import load_config
-    from pretrain.config import format_config
+    from pretrain.config.show import format_config
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
@@ -51,9 +51,9 @@ def finetune(argv: list[str]) -> int:
     quiet_libraries()
     from finetune.job import run
 
-    lead = os.environ.get("RANK", "0") == "0"
-    for line in run(config, lambda text: print(text, flush=True) if lead else None):
-        if lead:
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    for line in run(config, lambda text: print(text, flush=True) if is_main_process else None):
+        if is_main_process:
             print(line)
     return 0
 

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from data_tools.errors import UserError
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
-from pretrain.config import TrainConfig, flatten, merge, parse_override, read_recipe
+from pretrain.config.load import merge, parse_override, read_recipe
+from pretrain.config.schema import build_section
+from pretrain.config.sections import TrainConfig
+from pretrain.config.show import flatten
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer
-from pretrain.schema import build_section
 
 RECIPES = Path(__file__).parent / "recipes"
 Method = Literal["full", "scratch", "linear", "knn"]

@@ -12,22 +12,22 @@ from data_tools.errors import UserError
 from finetune.config import Config
 from finetune.protocol import run_protocol
 from finetune.results import table, write_results
-from pretrain.run_folder import write_text
-from pretrain.schema import plain
+from pretrain.config.schema import plain
+from pretrain.run.folder import write_text
 
 
 def run(config: Config, report: Callable[[str], Any]) -> list[str]:
     """Do all that `config` says, on every rank together; return the closing lines for the user."""
-    lead = os.environ.get("RANK", "0") == "0"
+    is_main_process = os.environ.get("RANK", "0") == "0"
     folder = config.folder
-    if lead:
+    if is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
         except OSError as error:
             raise UserError(f"out={folder}: cannot be written ({error.strerror}); choose another") from None
     result, task = run_protocol(config, report)
-    if not lead:
+    if not is_main_process:
         return []
     lines = ["", table(result), ""]
     if task is not None:

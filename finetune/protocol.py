@@ -31,7 +31,7 @@ from finetune.training import (
 )
 from pretrain.engine.base import Engine, World
 from pretrain.engine.ddp import DDPEngine
-from pretrain.probes import knn_accuracy, linear_accuracy
+from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
 from pretrain.trainer import seed_of
 
 COLUMNS = {
@@ -258,7 +258,7 @@ def raw_input(encoder: Any, batch: dict[str, Tensor]) -> Tensor:
     """A sample as it comes, (B, D): its pixels, or how often each token stands in it."""
     if encoder.modality == "image":
         return encoder.pixels(batch["image"]).flatten(1)
-    tokens, valid = batch["tokens"].long(), batch["segments"] > 0  # (B, N)
+    tokens, valid = batch["tokens"].long(), batch["document_ids"] > 0  # (B, N)
     counts = torch.zeros(len(tokens), int(encoder.model.config.vocab_size))
     return counts.scatter_add_(1, tokens, valid.float())
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pretrain.run_folder import write_text
-from pretrain.tracking.finetune_results import METHODS
+from pretrain.report.finetune_results import METHODS
+from pretrain.run.folder import write_text
 
 
 def write_results(result: dict[str, Any], folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ from torch import nn
 
 from finetune.tasks.classification import Classification
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.pretrained import load_encoder, no_progress_bars
 from pretrain.objectives.base import Batch, stack
-from pretrain.release import record_settings, valid_tokens, write_whole
+from pretrain.release.release import record_settings, valid_tokens, write_whole
+from pretrain.weights.from_transformers import load_encoder, no_progress_bars
 
 SAMPLES = 8
 TOLERANCE = 1e-4
@@ -128,7 +128,7 @@ def joined_logits(folder: Path, batch: Batch) -> torch.Tensor:
 
 def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: bool) -> str:
     """The folder's README."""
-    from pretrain.model_card import loading_code
+    from pretrain.release.model_card import loading_code
 
     scores = ", ".join(f"{row['method']} {100 * row['mean']:.2f} %" for row in result["rows"])
     names = ", ".join(str(label) for label in task.dataset.classes)

@@ -19,17 +19,17 @@ from finetune.config import Config, with_pooling
 from finetune.labels import Labelled
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
-from pretrain.config import Config as TrainerConfig
+from pretrain.config.schema import build_section
+from pretrain.config.sections import Config as TrainerConfig
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.pretrained import ModelFolder, load_encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
 from pretrain.optim.build import build_optimizer
 from pretrain.optim.groups import check_rules
-from pretrain.release import load_run_encoder
-from pretrain.run import evaluating
-from pretrain.schema import build_section
+from pretrain.release.release import load_run_encoder
+from pretrain.run.run import evaluating
 from pretrain.trainer import Trainer
+from pretrain.weights.from_transformers import ModelFolder, load_encoder
 
 EVALUATION_BATCH = 256
 PROBE_SAMPLES = 4096

@@ -63,36 +63,37 @@ def pretrain(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
     quiet_libraries()
-    from pretrain.config import format_config, load_config
+    from pretrain.config.load import load_config
+    from pretrain.config.show import format_config
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
         print(format_config(config, origin))
         return 0
-    lead = os.environ.get("RANK", "0") == "0"
-    if lead:
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    if is_main_process:
         print(format_config(config, origin), flush=True)
     if arguments.dry_run:
-        from pretrain.dry_run import dry_run
+        from pretrain.run.dry_run import dry_run
 
         found = dry_run(config)
-        if lead:
+        if is_main_process:
             print(found.describe(config))
         return 0
     from pretrain.checkpoint.targets import refuse_checkpoints
-    from pretrain.preemption import REQUEUE
-    from pretrain.run import run
+    from pretrain.guards.preemption import REQUEUE
+    from pretrain.run.run import run
 
     if arguments.resume == "never":
         refuse_checkpoints(config)
     result = run(config)
     if not result.finished:
-        if lead:
+        if is_main_process:
             print(
                 f"stopped as asked, after step {result.steps}, and saved; the same command goes on from there"
             )
         return REQUEUE
-    if lead:
+    if is_main_process:
         print(f"done: {result.steps} steps, report in {result.folder / 'report.html'}")
     return 0
 
@@ -108,7 +109,7 @@ def release(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="default: RUN/release")
     arguments = parser.parse_args(argv)
     quiet_libraries()
-    from pretrain.release import release_run
+    from pretrain.release.release import release_run
 
     folder = release_run(arguments.run, arguments.out)
     print(f"released: {folder} (transformers.AutoModel.from_pretrained({str(folder)!r}))")
@@ -124,8 +125,8 @@ def report(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     arguments = parser.parse_args(argv)
-    from pretrain.run_folder import load_run_config
-    from pretrain.tracking.report import write_report
+    from pretrain.report.report import write_report
+    from pretrain.run.folder import load_run_config
 
     load_run_config(arguments.run)  # refuses what is not a run folder
     print(write_report(arguments.run))
@@ -149,8 +150,8 @@ def replay(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
     quiet_libraries()
-    from pretrain.replay import describe
-    from pretrain.replay import replay as replay_step
+    from pretrain.run.replay import describe
+    from pretrain.run.replay import replay as replay_step
 
     found = replay_step(arguments.run, arguments.step, arguments.overrides)
     if os.environ.get("RANK", "0") == "0":

@@ -9,8 +9,8 @@ from data_tools.errors import UserError
 from data_tools.loader import Loader
 from data_tools.mixture import Mixture
 from data_tools.stream import PackedStream, Stream
-from pretrain.config import Config, DataConfig
-from pretrain.encoders.tokenizer import find_tokenizer
+from pretrain.config.sections import Config, DataConfig
+from pretrain.encoders.text.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
 

@@ -15,14 +15,14 @@ from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
 from pretrain.checkpoint.failures import Failure
 from pretrain.checkpoint.saving import Checkpoints
-from pretrain.config import Config
+from pretrain.config.sections import Config
 from pretrain.data import resume_loader
-from pretrain.efficiency.meter import Meter
 from pretrain.engine.base import Engine
+from pretrain.guards.out_of_memory import explain_out_of_memory
+from pretrain.guards.preemption import StopRequest
+from pretrain.metering.meter import Meter
 from pretrain.objectives.base import Batch, Metric, Objective, Phase
 from pretrain.optim.schedules import learning_rate
-from pretrain.out_of_memory import explain_out_of_memory
-from pretrain.preemption import StopRequest
 from pretrain.tracking.pictures import Picture
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Trainer:
         self.stop_request = StopRequest()
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
         self.stopping = False
-        self.alive: Callable[[str], None] = lambda _: None
+        self.heartbeat: Callable[[str], None] = lambda _: None
         """Told what begins, so that a watchdog can tell what does not end."""
 
     def resume(self, at_most: int | None = None) -> list[str] | None:
@@ -133,7 +133,7 @@ class Trainer:
             if not stop:
                 self.run_hooks()
             if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
-                self.alive(f"saving step {self.step}")
+                self.heartbeat(f"saving step {self.step}")
                 self.tell(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
             if stop:
                 return False
@@ -141,7 +141,7 @@ class Trainer:
 
     def train_step(self, batch: Step) -> None:
         """Every phase that is due, over one global batch."""
-        self.alive(f"step {self.step + 1}")
+        self.heartbeat(f"step {self.step + 1}")
         self.values.clear()
         self.counts.clear()
         samples = self.engine.world.size * sum(map(len, batch.keys))
@@ -156,7 +156,7 @@ class Trainer:
 
     def finish_saving(self) -> None:
         if self.checkpoints:
-            self.tell(self.checkpoints.finish(self.alive))
+            self.tell(self.checkpoints.finish(self.heartbeat))
 
     def tell(self, failures: list[Failure]) -> None:
         """Checkpoints could not be written or copied, and the run goes on."""
@@ -169,7 +169,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.total_steps
 
     def take(self, steps: Iterator[Step]) -> Step:
-        self.alive(f"reading the batch of step {self.step + 1}")
+        self.heartbeat(f"reading the batch of step {self.step + 1}")
         try:
             with self.meter.wait_for("data"):
                 return next(steps)
@@ -264,7 +264,7 @@ class Trainer:
         with self.meter.leave_out():
             for hook in self.hooks:
                 if initial or hook.due(self.step, self.total_steps):
-                    self.alive(f"pictures and probes of step {self.step}")
+                    self.heartbeat(f"pictures and probes of step {self.step}")
                     hook.run(self.step)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from data_tools.tokenizer import save_tokenizer, train_tokenizer
+from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
-from pretrain.encoders.pretrained import ModelFolder
 from pretrain.objectives.base import stack
-from pretrain.schema import build_section
+from pretrain.weights.from_transformers import ModelFolder
 
 TEXTS = (
     "the state of the union is strong, and the people of these states know it.",
@@ -80,6 +80,11 @@ def packed_row(
     second = length - padding - first
     tokens = rng.integers(6, vocabulary, length)
     tokens[length - padding :] = 0
-    segments = np.repeat([1, 2, 0], [first, second, padding])
+    document_ids = np.repeat([1, 2, 0], [first, second, padding])
     positions = np.concatenate([np.arange(first), np.arange(second), np.zeros(padding, dtype=np.int64)])
-    return {"__key__": "row", "tokens": tokens.astype(np.int32), "segments": segments, "positions": positions}
+    return {
+        "__key__": "row",
+        "tokens": tokens.astype(np.int32),
+        "document_ids": document_ids,
+        "position_ids": positions,
+    }

@@ -9,13 +9,15 @@ import yaml
 
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.saving import Checkpoints
-from pretrain.config import Config, TrainConfig, load_config, to_dict
+from pretrain.config.load import load_config
+from pretrain.config.sections import Config, TrainConfig
+from pretrain.config.show import to_dict
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import Objective
 from pretrain.optim.build import build_optimizer
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
 
 SMALL = (
     "encoder.hidden_size=16",

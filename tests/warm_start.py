@@ -167,12 +167,12 @@ def preload() -> None:
     from pretrain.__main__ import quiet_libraries
 
     quiet_libraries()
-    import pretrain.dry_run
     import pretrain.engine.ddp
     import pretrain.engine.deepspeed
     import pretrain.engine.fsdp
-    import pretrain.release
-    import pretrain.replay
+    import pretrain.release.release
+    import pretrain.run.dry_run
+    import pretrain.run.replay
     from pretrain.encoders import ENCODERS
     from pretrain.objectives import OBJECTIVES
 

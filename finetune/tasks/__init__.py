@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune.tasks.classification import Classification
 from finetune.tasks.image_classification import ImageClassification
 from finetune.tasks.text_classification import TextClassification
-from pretrain.registry import find_class
+from pretrain.config.registry import find_class
 
 TASKS: dict[str, type[Classification]] = {
     "image_classification": ImageClassification,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.evaluation.probes import fit_linear
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.probes import fit_linear
 
 if TYPE_CHECKING:
     from finetune.labels import Labelled

@@ -74,7 +74,7 @@ class Checkpoints:
         self.pending: Pending | None = None
 
     @property
-    def lead(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.engine.world.rank == 0
 
     def save(self, step: int, progress: dict[str, Any]) -> list[Failure]:
@@ -91,7 +91,7 @@ class Checkpoints:
         """
         failures = self.finish_writing()
         pending = self.pending = Pending(step, self.folder / f".step_{step:08d}.partial")
-        fault = self.attempt(lambda: make_anew(pending.partial)) if self.lead else None
+        fault = self.attempt(lambda: make_anew(pending.partial)) if self.is_main_process else None
         pending.fault = self.engine.broadcast(fault)
         writers: list[Callable[[], None]] = []
         if pending.fault is None:
@@ -111,23 +111,25 @@ class Checkpoints:
     def write(self, pending: Pending, write: Callable[[], None], progress: dict[str, Any]) -> None:
         """What the thread does: this rank's files, and on rank 0 the rest, for DCP ends there when all have written."""
         pending.fault = self.attempt(write)
-        if self.lead and pending.fault is None:
+        if self.is_main_process and pending.fault is None:
             final = self.folder / f"step_{pending.step:08d}"
             pending.fault = self.attempt(lambda: self.publish(pending.partial, final, progress))
 
-    def finish(self, alive: Callable[[str], None] = lambda _: None) -> list[Failure]:
+    def finish(self, heartbeat: Callable[[str], None] = lambda _: None) -> list[Failure]:
         """Wait for the checkpoint that is being written and for all copies. Called on all ranks together.
 
         Args:
-            alive: told again and again while copies are waited for.
+            heartbeat: told again and again while copies are waited for.
         Returns, raises: as `save`.
         """
         try:
             failures = self.finish_writing()
         finally:
-            while self.engine.broadcast(bool(self.lead and self.copies and self.copies.busy(WAIT))):
-                alive("waiting for the copies of checkpoints")
-        if self.lead and self.config.targets:
+            while self.engine.broadcast(
+                bool(self.is_main_process and self.copies and self.copies.busy(WAIT))
+            ):
+                heartbeat("waiting for the copies of checkpoints")
+        if self.is_main_process and self.config.targets:
             self.attempt(self.forget_old)  # what was kept for its copy
         return failures + self.failed_copies()
 
@@ -141,7 +143,7 @@ class Checkpoints:
         fault = self.engine.broadcast(pending.fault) or self.on_any_rank(pending.fault)
         if fault is None:
             return []
-        if self.lead:
+        if self.is_main_process:
             shutil.rmtree(pending.partial, ignore_errors=True)
         final = self.folder / f"step_{pending.step:08d}"
         reason = f"{final}: the checkpoint could not be written ({fault})"
@@ -151,7 +153,9 @@ class Checkpoints:
         """Copies that have failed since the last call, known to all ranks. Returns, raises: as `save`."""
         if not self.config.targets:
             return []
-        failures = self.engine.broadcast(self.copies.take_failures() if self.lead and self.copies else [])
+        failures = self.engine.broadcast(
+            self.copies.take_failures() if self.is_main_process and self.copies else []
+        )
         return self.passed(failures, "see to the target and start again")
 
     def passed(self, failures: list[Failure], remedy: str) -> list[Failure]:
@@ -208,7 +212,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them is valid.
         """
-        found = self.found or Found(*self.engine.on_lead(lambda: newest_valid(self.folder, at_most)))
+        found = self.found or Found(*self.engine.on_main_process(lambda: newest_valid(self.folder, at_most)))
         if found.path is None:
             if found.broken:
                 raise UserError(
@@ -216,7 +220,7 @@ class Checkpoints:
                 )
             return None, []
         self.engine.load(found.path)
-        if self.lead and self.copies:
+        if self.is_main_process and self.copies:
             for path in complete(self.folder):  # what a target lacks; the copy skips what it has
                 if path <= found.path:
                     self.copies.add(path)

@@ -24,9 +24,10 @@ from pretrain.checkpoint.folder import (
     superseded,
 )
 from pretrain.checkpoint.store import Store
-from pretrain.config import Config, to_dict
+from pretrain.config.sections import Config
+from pretrain.config.show import to_dict
 from pretrain.engine.base import Engine
-from pretrain.run_folder import RunFolder, refuse_other_config
+from pretrain.run.folder import RunFolder, refuse_other_config
 from pretrain.tracking.environment import installed_versions, redact, redact_text
 
 T = TypeVar("T")
@@ -167,13 +168,13 @@ def open_run(folder: RunFolder, config: Config, copies: Copies) -> tuple[str, Fo
     return run_id, found
 
 
-def on_lead_for_long(engine: Engine, work: Callable[[], T]) -> T:
-    """As `engine.on_lead`, for work that may take longer than ranks wait for each other."""
+def on_main_process_for_long(engine: Engine, work: Callable[[], T]) -> T:
+    """As `engine.on_main_process`, for work that may take longer than ranks wait for each other."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(work) if engine.world.rank == 0 else None
         while engine.broadcast(bool(future and wait([future], WAIT).not_done)):
             pass
-        result: T = engine.on_lead(lambda: future.result() if future else None)
+        result: T = engine.on_main_process(lambda: future.result() if future else None)
         return result
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pretrain.config.registry import find_class
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.bert import BertEncoder
-from pretrain.encoders.convnextv2 import ConvNextV2Encoder
-from pretrain.encoders.gpt2 import GPT2Encoder
-from pretrain.encoders.llama import LlamaEncoder
-from pretrain.encoders.mlp import MLPEncoder
-from pretrain.encoders.modernbert import ModernBertEncoder
-from pretrain.encoders.vit import ViTEncoder
-from pretrain.registry import find_class
+from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
+from pretrain.encoders.image.mlp import MLPEncoder
+from pretrain.encoders.image.vit import ViTEncoder
+from pretrain.encoders.text.bert import BertEncoder
+from pretrain.encoders.text.gpt2 import GPT2Encoder
+from pretrain.encoders.text.llama import LlamaEncoder
+from pretrain.encoders.text.modernbert import ModernBertEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "vit": ViTEncoder,

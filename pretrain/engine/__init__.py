@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config.sections import Config
     from pretrain.engine.base import Engine
 
 

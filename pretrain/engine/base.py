@@ -126,7 +126,7 @@ class Engine(ABC):
         """
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Within it, roles can be called outside `backward`. Entered on all ranks together."""
         yield
 
@@ -136,7 +136,7 @@ class Engine(ABC):
             self.average.put()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Within it, the roles have their averaged weights, where an average is kept: those that are looked at."""
         with self.average.in_place() if self.average else nullcontext():
             yield
@@ -173,7 +173,7 @@ class Engine(ABC):
         dist.all_gather_object(values, value)
         return values
 
-    def on_lead(self, work: Callable[[], Any]) -> Any:
+    def on_main_process(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, on every rank; a user's mistake that it meets there is raised on all."""
         result, mistake = None, None
         if self.world.rank == 0:

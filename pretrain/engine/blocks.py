@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
 from transformers import PreTrainedConfig
 
 from data_tools.errors import UserError
-from pretrain.encoders.attention import FLEX, VARLEN
+from pretrain.ops.attention import FLEX, VARLEN
 
 aten = torch.ops.aten
 MATRIX_PRODUCTS = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import Trainee, World
 from pretrain.engine.config import DDPConfig
 from pretrain.engine.torch_engine import TorchEngine

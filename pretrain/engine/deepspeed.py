@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
@@ -161,18 +161,18 @@ class DeepSpeedEngine(Engine):
                     parameter.ds_active_sub_modules.clear()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         with self.gathered(list(self.trainees.values())):
             yield
 
     def after_step(self, phase: Phase, step: int) -> None:
         own = type(self.objective).after_step is not Objective.after_step
-        with self.whole() if own else nullcontext():
+        with self.unsharded() if own else nullcontext():
             super().after_step(phase, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The roles alone, whole: what optimizers keep is in DeepSpeed's own form."""
-        with self.whole():
+        with self.unsharded():
             return {
                 "roles": {
                     name: {key: value.detach().float().clone() if value.is_floating_point() else value.clone()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.config import DeepSpeedConfig
 
 OURS = ("optimizer", "scheduler")

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import Trainee, World
 from pretrain.engine.blocks import find_blocks
 from pretrain.engine.config import FSDPConfig
@@ -133,7 +133,7 @@ class FSDPEngine(TorchEngine):
             yield
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         with self.gathered(list(self.roots.values())):
             yield
 

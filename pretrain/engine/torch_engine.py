@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import Average, OptimizerAverage, WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
 from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
@@ -27,7 +27,7 @@ from pretrain.engine.precision import (
     set_matmul_precision,
 )
 from pretrain.engine.shards import whole_tensor
-from pretrain.engine.spikes import SpikeGuard
+from pretrain.guards.spikes import SpikeGuard
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretrain.config.registry import find_class
 from pretrain.objectives.attribute import Attribute
 from pretrain.objectives.autoencoder import Autoencoder
 from pretrain.objectives.base import Objective
@@ -9,7 +10,6 @@ from pretrain.objectives.clm import CLM
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
-from pretrain.registry import find_class
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,

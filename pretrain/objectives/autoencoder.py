@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_tools.errors import UserError
-from pretrain.encoders.base import ImageEncoder
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import DECODERS
 from pretrain.tracking.pictures import ImageGrid

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.encoders.text import CausalTextEncoder
+from pretrain.encoders.text.base import CausalTextEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.objectives.linear_cross_entropy import IGNORE, linear_cross_entropy
+from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.tracking.pictures import TextExcerpt, TextExcerpts
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class CLM(Objective):
             self.roles["head"] = head
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"tokens", "segments", "positions", "target"}: (L,) each; a document's last token has nothing to guess."""
+        """{"tokens", "document_ids", "position_ids", "target"}: (L,) each; a document's last token guesses nothing."""
         row = self.encoder.row_of(sample, rng)
-        tokens, segments = row["tokens"], row["segments"]
+        tokens, document_ids = row["tokens"], row["document_ids"]
         target = np.full(len(tokens), IGNORE, dtype=np.int64)
-        followed = np.flatnonzero((segments[1:] == segments[:-1]) & (segments[:-1] > 0))
+        followed = np.flatnonzero((document_ids[1:] == document_ids[:-1]) & (document_ids[:-1] > 0))
         target[followed] = tokens[followed + 1]
         return {**row, "target": target}
 
@@ -78,7 +78,7 @@ class CLM(Objective):
         if self.encoder.tokenizer is None:
             return None
         size = min(PROMPT_TOKENS, batch["tokens"].shape[1], self.encoder.max_positions // 2)
-        whole = batch["segments"][:, size - 1] == 1  # the first document is long enough
+        whole = batch["document_ids"][:, size - 1] == 1  # the first document is long enough
         prompts = batch["tokens"][whole][:, :size]
         if not len(prompts):
             return None
@@ -99,7 +99,7 @@ class CLM(Objective):
         tokens = prompts.long()
         for _ in range(new_tokens):
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-            hidden = self.roles["encoder"]({"tokens": tokens, "positions": positions})[:, -1]  # (B, D)
+            hidden = self.roles["encoder"]({"tokens": tokens, "position_ids": positions})[:, -1]  # (B, D)
             logits = nn.functional.linear(hidden, self.output_weight).float()  # (B, V)
             top, ids = logits.topk(min(TOP_K, logits.shape[1]))  # (B, k)
             chosen = torch.multinomial((top / TEMPERATURE).softmax(-1).cpu(), 1, generator=generator)

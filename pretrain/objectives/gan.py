@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import relu, softplus
 
 from data_tools.errors import UserError
-from pretrain.encoders.base import ImageEncoder
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.autoencoder import unit_range
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import ConvolutionalDecoder

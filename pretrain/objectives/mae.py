@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from data_tools.errors import UserError
 from pretrain.augment.image import center_view, random_resized_crop
-from pretrain.encoders.base import field, image_to_array
-from pretrain.encoders.positions import sincos_2d
-from pretrain.encoders.vit import ViTEncoder, hf_config, xavier_uniform
+from pretrain.encoders.base import field
+from pretrain.encoders.image.base import image_to_array
+from pretrain.encoders.image.vit import ViTEncoder, hf_config, xavier_uniform
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.ops.positions import sincos_2d
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -76,16 +77,18 @@ class MAE(Objective):
         return float(len(batch["order"]) * (self.encoder.num_patches - self.visible))
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        prediction, masked = self.predict(batch)  # (B, M, p²C), (B, M)
+        prediction, ids_mask = self.predict(batch)  # (B, M, p²C), (B, M)
         target = self.target(self.encoder.pixels(batch["image"]))  # (B, N, p²C)
-        target = target.gather(1, masked.unsqueeze(-1).expand_as(prediction))
+        target = target.gather(1, ids_mask.unsqueeze(-1).expand_as(prediction))
         return Loss((prediction.float() - target).pow(2).mean(-1).sum())
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The decoder's guess for every masked patch (B, M, p²C), and which patches those are (B, M)."""
-        keep, masked = batch["order"].split([self.visible, self.encoder.num_patches - self.visible], dim=1)
-        tokens = self.roles["encoder"](batch, keep=keep)  # (B, 1 + K, D)
-        return self.roles["decoder"](tokens, keep, masked), masked
+        ids_keep, ids_mask = batch["order"].split(
+            [self.visible, self.encoder.num_patches - self.visible], dim=1
+        )
+        tokens = self.roles["encoder"](batch, ids_keep=ids_keep)  # (B, 1 + K, D)
+        return self.roles["decoder"](tokens, ids_keep, ids_mask), ids_mask
 
     def target(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) → the patches to paint (B, N, p²C)."""
@@ -102,8 +105,8 @@ class MAE(Objective):
         """
         p = self.encoder.config.patch_size
         pixels = self.encoder.pixels(batch["image"])
-        guess, masked = self.predict(batch)
-        index = masked.unsqueeze(-1).expand_as(guess)
+        guess, ids_mask = self.predict(batch)
+        index = ids_mask.unsqueeze(-1).expand_as(guess)
         patches = patchify(pixels, p)  # (B, N, p²C)
         truth = patches.gather(1, index)
         guess = guess.float()
@@ -143,18 +146,18 @@ class MAEDecoder(nn.Module):
         self.apply(xavier_uniform)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Visible tokens (B, 1 + K, D), their patches (B, K), the masked patches (B, M) → pixels (B, M, p²C).
 
         Attention has no order of its own, so tokens stay in shuffled order and only their positions are looked up.
         """
         x = self.embed(tokens)  # (B, 1 + K, d)
-        visible = x[:, 1:] + self.positions[keep]
-        hidden = self.mask_token + self.positions[masked]  # (B, M, d)
+        visible = x[:, 1:] + self.positions[ids_keep]
+        hidden = self.mask_token + self.positions[ids_mask]  # (B, M, d)
         x = torch.cat([x[:, :1], visible, hidden.to(x.dtype)], dim=1)  # (B, 1 + N, d)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x[:, -masked.shape[1] :]))  # (B, M, p²C)
+        return self.head(self.norm(x[:, -ids_mask.shape[1] :]))  # (B, M, p²C)
 
 
 def patchify(pixels: Tensor, patch_size: int) -> Tensor:

@@ -55,7 +55,7 @@ def continues_word(pieces: list[str]) -> BoolArray:
 
 def choose_masked(
     tokens: Int64Array,
-    segments: Int64Array,
+    document_ids: Int64Array,
     vocabulary: Vocabulary,
     ratio: float,
     unit: Unit,
@@ -66,30 +66,30 @@ def choose_masked(
     Words and spans are hidden whole, so there may be a few less. A single word that is longer than all that may be
     hidden is cut.
     """
-    maskable = np.flatnonzero((segments > 0) & ~vocabulary.special[tokens])
+    maskable = np.flatnonzero((document_ids > 0) & ~vocabulary.special[tokens])
     if not len(maskable):
         return maskable
     number = max(1, round(ratio * len(maskable)))
     if unit == "token":
         return np.sort(rng.choice(maskable, number, replace=False))
-    words = split_words(maskable, tokens, segments, vocabulary)
-    chosen = choose_words(words, number, unit, segments, rng)
+    words = split_words(maskable, tokens, document_ids, vocabulary)
+    chosen = choose_words(words, number, unit, document_ids, rng)
     places = np.concatenate([words[w] for w in chosen]) if chosen else words[int(rng.integers(len(words)))]
     return np.sort(places[:number])
 
 
 def split_words(
-    maskable: Int64Array, tokens: Int64Array, segments: Int64Array, vocabulary: Vocabulary
+    maskable: Int64Array, tokens: Int64Array, document_ids: Int64Array, vocabulary: Vocabulary
 ) -> list[Int64Array]:
     """The places of each word, in order; a word ends with its document."""
-    apart = (np.diff(maskable) != 1) | (np.diff(segments[maskable]) != 0)
+    apart = (np.diff(maskable) != 1) | (np.diff(document_ids[maskable]) != 0)
     starts = ~vocabulary.continues[tokens[maskable]]
     starts[1:] |= apart
     return np.split(maskable, np.flatnonzero(starts[1:]) + 1)
 
 
 def choose_words(
-    words: list[Int64Array], number: int, unit: Unit, segments: Int64Array, rng: np.random.Generator
+    words: list[Int64Array], number: int, unit: Unit, document_ids: Int64Array, rng: np.random.Generator
 ) -> list[int]:
     """Words (or spans of them) in random order, each taken if it still fits into `number` tokens."""
     taken = np.zeros(len(words), dtype=bool)
@@ -97,7 +97,7 @@ def choose_words(
     for first in rng.permutation(len(words)):
         length = min(int(rng.geometric(SPAN_P)), SPAN_MAX) if unit == "span" else 1
         for w in range(first, min(first + length, len(words))):
-            if taken[w] or len(words[w]) > room or segments[words[w][0]] != segments[words[first][0]]:
+            if taken[w] or len(words[w]) > room or document_ids[words[w][0]] != document_ids[words[first][0]]:
                 break
             taken[w] = True
             room -= len(words[w])

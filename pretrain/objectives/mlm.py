@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.encoders.text import BidirectionalTextEncoder
+from pretrain.encoders.text.base import BidirectionalTextEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.objectives.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.objectives.masking import Unit, choose_masked, read_vocabulary, replace
+from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.tracking.pictures import TextExcerpt, TextExcerpts
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class MLM(Objective):
         self.roles["head"] = self.head
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"tokens", "segments", "positions": (L,), "masked", "target": (K,)}: a row, and the places hidden in it.
+        """{"tokens", "document_ids", "position_ids": (L,), "masked", "target": (K,)}: a row, and what is hidden in it.
 
         K is the same for all rows of a length; a row with padding leaves some of it unused, with the target `IGNORE`.
         """
         row = self.encoder.row_of(sample, rng)
         places = choose_masked(
-            row["tokens"], row["segments"], self.vocabulary, self.config.mask_ratio, self.config.unit, rng
+            row["tokens"], row["document_ids"], self.vocabulary, self.config.mask_ratio, self.config.unit, rng
         )
         slots = max(1, round(self.config.mask_ratio * len(row["tokens"])))
         masked, target = np.zeros(slots, dtype=np.int64), np.full(slots, IGNORE, dtype=np.int64)
@@ -79,20 +79,25 @@ class MLM(Objective):
         """Each row with its gaps filled in: right, or wrong and then the truth."""
         guess = self.head.logits(self.hidden(batch), self.encoder.token_embedding).argmax(-1)  # (B, K)
         rows = zip(
-            *(batch[n].tolist() for n in ("tokens", "segments", "masked", "target")),
+            *(batch[n].tolist() for n in ("tokens", "document_ids", "masked", "target")),
             guess.tolist(),
             strict=True,
         )
         return TextExcerpts([self.filled(*row) for row in rows])
 
     def filled(
-        self, tokens: list[int], segments: list[int], masked: list[int], target: list[int], guess: list[int]
+        self,
+        tokens: list[int],
+        document_ids: list[int],
+        masked: list[int],
+        target: list[int],
+        guess: list[int],
     ) -> TextExcerpt:
         """One row as marked parts of text."""
         gaps = {place: (g, t) for place, g, t in zip(masked, guess, target, strict=True) if t != IGNORE}
         parts: list[tuple[list[int], str]] = []
         for place, token in enumerate(tokens):
-            if not segments[place]:
+            if not document_ids[place]:
                 continue
             if place not in gaps:
                 append(parts, token, "given")

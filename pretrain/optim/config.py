@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_tools.errors import UserError
-from pretrain.schema import plain
+from pretrain.config.schema import plain
 
 
 @dataclass(frozen=True)

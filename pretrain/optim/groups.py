@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config import Config
+from pretrain.config.sections import Config
 from pretrain.encoders.base import Encoder
 from pretrain.engine.blocks import find_blocks
 from pretrain.objectives.base import Objective

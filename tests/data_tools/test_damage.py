@@ -196,7 +196,7 @@ def test_damaged_document_leaves_padding_and_no_other_is_lost(tmp_path):
     assert len(hit) == 1
     assert rows[hit[0]]["__damage__"][0].name == "doc00031"
     for position, (row, before) in enumerate(zip(rows, sound, strict=True)):
-        kept = row["segments"] > 0
+        kept = row["document_ids"] > 0
         assert kept.sum() == (48 if position == hit[0] else 64)
         assert np.array_equal(row["tokens"][kept], before["tokens"][kept])
 

@@ -88,15 +88,15 @@ def test_packed_rows_hold_the_documents_they_name(tmp_path, with_length, method)
     tokens_seen = []
     for position in range(packed.samples_per_epoch):
         row = packed.sample(position)
-        assert row["tokens"].shape == row["segments"].shape == row["positions"].shape == (32,)
+        assert row["tokens"].shape == row["document_ids"].shape == row["position_ids"].shape == (32,)
         assert row["tokens"].dtype == np.int32
         for number, (key, start, size) in enumerate(row["documents"], start=1):
-            here = row["segments"] == number
+            here = row["document_ids"] == number
             expected = np.arange(start, start + size) + 1000 * int(key[3:])
             assert row["tokens"][here].tolist() == expected.tolist()
-            assert row["positions"][here].tolist() == list(range(size))
-        assert (row["tokens"][row["segments"] == 0] == 0).all()
-        tokens_seen += row["tokens"][row["segments"] > 0].tolist()
+            assert row["position_ids"][here].tolist() == list(range(size))
+        assert (row["tokens"][row["document_ids"] == 0] == 0).all()
+        tokens_seen += row["tokens"][row["document_ids"] > 0].tolist()
     assert sorted(tokens_seen) == sorted(1000 * i + j for i, n in enumerate(lengths) for j in range(n))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pretrain.config import load_config
-from pretrain.run import run
+from pretrain.config.load import load_config
+from pretrain.run.run import run
 from tests.distributed.curves import CASES
 
 STEPS, EVERY = 12, 3

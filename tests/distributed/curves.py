@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.saving import Checkpoints
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.data import build_loader, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
 from pretrain.optim.build import build_optimizer
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
 from pretrain.trainer import Trainer
 
 STEPS, BATCH = 20, 16

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from pretrain.release import load_run_encoder
+from pretrain.release.release import load_run_encoder
 from tests.processes import losses, run
 from tests.tiny_run import SMALL
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from pretrain.checkpoint.folder import complete, step_of
-from pretrain.config import build_config
+from pretrain.config.load import build_config
 from pretrain.data import first_of, open_sources
-from pretrain.run import build_objective
-from pretrain.run_folder import load_run_config
-from pretrain.starting_weights import load_roles
+from pretrain.run.folder import load_run_config
+from pretrain.run.run import build_objective
+from pretrain.weights.start import load_roles
 from tests.distributed.chain import EVERY, STEPS
 from tests.processes import environment, losses, run
 

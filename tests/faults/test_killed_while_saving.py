@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.folder import find_fault, newest_valid
-from pretrain.release import load_run_encoder
+from pretrain.release.release import load_run_encoder
 from tests.processes import kill, losses, run, start
 from tests.tiny_run import SMALL
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.folder import complete, find_fault
-from pretrain.release import load_run_encoder
+from pretrain.release.release import load_run_encoder
 from tests.processes import kill, losses, run, start
 from tests.s3_server import s3_server
 from tests.tiny_run import SMALL

@@ -18,7 +18,8 @@ SETTINGS = [
 ]  # fmt: skip
 LIMITED = """
 import resource, sys
-import pretrain.run, pretrain.dry_run, pretrain.objectives.mae, pretrain.encoders.vit  # they need memory of their own
+import pretrain.run.run, pretrain.run.dry_run, pretrain.objectives.mae  # they need memory of their own
+import pretrain.encoders.image.vit
 from pretrain.__main__ import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)

@@ -14,10 +14,10 @@ from finetune.config import load_config
 from finetune.labels import LabelledDataConfig, draw, read_labelled
 from finetune.protocol import Drawing, fine_tune, open_bench
 from finetune.training import TestSet, accuracy, open_pretrained
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
-from pretrain.release import release_run
+from pretrain.release.release import release_run
 from tests.processes import run
 
 COLUMNS = ["full", "scratch", "linear", "linear_untrained", "knn", "knn_untrained", "knn_raw"]

@@ -8,7 +8,7 @@ import torch
 
 from finetune.labels import Labelled, LabelledDataConfig
 from finetune.tasks.image_classification import ImageClassification, ImageClassificationConfig, random_affine
-from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 
 TINY = ViTEncoderConfig(
     image_size=8, patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining
 
-from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.objectives.mae import MAE, MAEConfig
 
 SIZES = {"image_size": 24, "patch_size": 4, "num_channels": 3, "hidden_size": 32, "num_hidden_layers": 2}
@@ -111,7 +111,7 @@ def test_seeing_all_patches_in_any_order_equals_seeing_the_whole_image():
     objective = ours()
     batch = batch_of(objective)
     whole = objective.encoder(batch)
-    shuffled = objective.encoder(batch, keep=batch["order"])
+    shuffled = objective.encoder(batch, ids_keep=batch["order"])
     index = batch["order"].unsqueeze(-1).expand(-1, -1, 32)
     torch.testing.assert_close(shuffled[:, 1:], whole[:, 1:].gather(1, index), rtol=0, atol=1e-5)
     torch.testing.assert_close(shuffled[:, 0], whole[:, 0], rtol=0, atol=1e-5)

@@ -10,8 +10,8 @@ from transformers import BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM, Mod
 
 from pretrain.objectives.base import stack
 from pretrain.objectives.clm import CLM, CLMConfig
-from pretrain.objectives.linear_cross_entropy import IGNORE
 from pretrain.objectives.mlm import MLM, MLMConfig
+from pretrain.ops.linear_cross_entropy import IGNORE
 
 MODELS = {
     "bert": (BertForMaskedLM, "bert"),
@@ -62,7 +62,7 @@ def examples(objective, padding):
 def compare(objective, batch, model, labels, parameters):
     phase = objective.phases()[0]
     loss = objective.loss(phase, batch).sum / objective.count(phase, batch)
-    real = (batch["segments"] > 0).long()
+    real = (batch["document_ids"] > 0).long()
     reference = model(input_ids=batch["tokens"], attention_mask=real, labels=labels).loss
     torch.testing.assert_close(loss, reference, rtol=1e-5, atol=0)
     loss.backward()
@@ -102,7 +102,7 @@ def test_clm_loss_and_gradients_equal_those_of_transformers(family, padding, dat
     objective = CLM(CLMConfig(), make_encoder(family, data), data)
     model, parameters = theirs(family, objective.encoder, {})
     batch = examples(objective, padding)
-    labels = torch.where(batch["segments"] > 0, batch["tokens"], IGNORE)
+    labels = torch.where(batch["document_ids"] > 0, batch["tokens"], IGNORE)
     compare(objective, batch, model, labels, parameters)
 
 
@@ -113,7 +113,7 @@ def test_clm_loss_of_a_packed_row_is_that_of_its_documents_alone(family, data):
     sample = packed_row(np.random.default_rng(0), 320, 32, padding=3, first=12)
     batch, phase = stack([objective.example(sample, np.random.default_rng(0))]), objective.phases()[0]
     alone = [
-        torch.as_tensor(sample["tokens"][sample["segments"] == number])[None].long() for number in (1, 2)
+        torch.as_tensor(sample["tokens"][sample["document_ids"] == number])[None].long() for number in (1, 2)
     ]
     losses = [(model(input_ids=t, labels=t).loss * (t.shape[1] - 1)).item() for t in alone]
     assert objective.count(phase, batch) == 11 + 16

@@ -14,8 +14,15 @@ from transformers import BertConfig, ViTConfig
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from pretrain.__main__ import main
-from pretrain.config import TrainConfig, load_config
-from pretrain.encoders.attention import (
+from pretrain.config.load import load_config
+from pretrain.config.sections import TrainConfig
+from pretrain.engine.base import World
+from pretrain.engine.blocks import check_attention_dropout, compile_role, recompute_activations, set_attention
+from pretrain.engine.ddp import DDPEngine
+from pretrain.objectives.base import stack
+from pretrain.objectives.clm import CLM, CLMConfig
+from pretrain.objectives.mlm import MLM, MLMConfig
+from pretrain.ops.attention import (
     VARLEN,
     attend_by_document,
     document_blocks,
@@ -24,13 +31,7 @@ from pretrain.encoders.attention import (
     same_document,
     window_mask,
 )
-from pretrain.engine.base import World
-from pretrain.engine.blocks import check_attention_dropout, compile_role, recompute_activations, set_attention
-from pretrain.engine.ddp import DDPEngine
-from pretrain.objectives.base import stack
-from pretrain.objectives.clm import CLM, CLMConfig
-from pretrain.objectives.mlm import MLM, MLMConfig
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import read_metrics
 
 BACKENDS = ("sdpa", "eager", "varlen", pytest.param("flex", marks=pytest.mark.slow))  # flex compiles for long
@@ -56,10 +57,10 @@ def test_every_back_end_computes_the_same_and_lets_no_document_see_another(famil
     encoder = with_attention(plain, backend)
     assert encoder.attention == {"flex": "flex_attention"}.get(backend, backend)
     batch = packed_rows(encoder.vocab_size)
-    real, found = batch["segments"] > 0, encoder(batch)
+    real, found = batch["document_ids"] > 0, encoder(batch)
     torch.testing.assert_close(found[real], plain(batch)[real], rtol=1e-5, atol=1e-5)
     for changed in (0, 1, 2):
-        there = batch["segments"] == changed
+        there = batch["document_ids"] == changed
         other = encoder({**batch, "tokens": torch.where(there, 9, batch["tokens"])})
         assert torch.equal(other[~there & real], found[~there & real])
         assert not torch.allclose(other[there], found[there])
@@ -81,7 +82,10 @@ def test_varlen_keeps_the_window_of_local_layers(data):
     for layer in encoder.blocks():  # all local now: four layers carry a token's news 4 × 4 places
         layer.attention_type, layer.attn.sliding_window = "sliding_attention", 5
     batch = packed_rows(encoder.vocab_size, padding=0, length=40)
-    batch["segments"], batch["positions"] = torch.ones_like(batch["segments"]), torch.arange(40).expand(3, -1)
+    batch["document_ids"], batch["position_ids"] = (
+        torch.ones_like(batch["document_ids"]),
+        torch.arange(40).expand(3, -1),
+    )
     tokens = batch["tokens"].clone()
     tokens[:, 0] = 9
     changed = (encoder({**batch, "tokens": tokens}) != encoder(batch)).any(-1).any(0)
@@ -89,7 +93,7 @@ def test_varlen_keeps_the_window_of_local_layers(data):
 
 
 def gradients(encoder, batch):
-    encoder(batch)[batch["segments"] > 0].square().sum().backward()
+    encoder(batch)[batch["document_ids"] > 0].square().sum().backward()
     return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
 
 
@@ -111,7 +115,7 @@ def test_gradients_of_varlen_are_those_of_sdpa(family, recomputed, data):
 def test_varlen_computes_under_autocast(family, data):
     plain = make_encoder(family, data)
     batch = packed_rows(plain.vocab_size)
-    real = batch["segments"] > 0
+    real = batch["document_ids"] > 0
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = with_attention(plain, "varlen")(batch)[real], plain(batch)[real]
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
@@ -148,11 +152,11 @@ def test_the_mask_of_eager_is_added_to_the_scores():
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 1])
 def test_the_block_mask_sees_what_the_dense_mask_sees(window):
-    segments = torch.arange(512).expand(2, -1) // torch.tensor([[70], [90]])
-    blocks = document_blocks(segments, window)
+    document_ids = torch.arange(512).expand(2, -1) // torch.tensor([[70], [90]])
+    blocks = document_blocks(document_ids, window)
     at = torch.arange(512)
     seen = blocks.mask_mod(torch.arange(2).view(2, 1, 1), None, at.view(512, 1), at)  # type: ignore[call-arg]
-    assert torch.equal(seen.unsqueeze(1), document_mask(segments, "sdpa", window))
+    assert torch.equal(seen.unsqueeze(1), document_mask(document_ids, "sdpa", window))
     assert blocks.sparsity() > 30  # per cent of 4 × 4 blocks: only neighbours share a document
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.engine.averages import WeightAverage, restoring, trained_parameters
-from pretrain.run import run
+from pretrain.run.run import run
 from tests.processes import losses
 from tests.tiny_run import SMALL
 
@@ -73,9 +73,9 @@ def test_a_release_and_a_new_start_take_the_average_and_a_resumed_run_both(runs,
     from torch.distributed.checkpoint import FileSystemReader
 
     from pretrain.data import first_of, open_sources
-    from pretrain.release import load_run_encoder
-    from pretrain.run import build_objective
-    from pretrain.starting_weights import load_starting_weights
+    from pretrain.release.release import load_run_encoder
+    from pretrain.run.run import build_objective
+    from pretrain.weights.start import load_starting_weights
 
     checkpoint = runs["averaged"] / "checkpoints" / "step_00000006"
     released = load_run_encoder(runs["averaged"]).encoder.state_dict()

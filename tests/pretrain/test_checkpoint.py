@@ -11,8 +11,8 @@ from data_tools.errors import UserError
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.folder import complete, find_fault, newest_valid
 from pretrain.checkpoint.saving import Checkpoints
-from pretrain.config import TrainConfig
-from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.config.sections import TrainConfig
+from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.engine import base
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine

@@ -23,12 +23,12 @@ from pretrain.checkpoint.folder import complete, find_fault, seal
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.store import Store
 from pretrain.checkpoint.targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.engine.base import without_advice
-from pretrain.release import load_run_encoder
-from pretrain.run import run
-from pretrain.run_folder import RunFolder
-from pretrain.starting_weights import fetch_starting_weights, load_starting_weights
+from pretrain.release.release import load_run_encoder
+from pretrain.run.folder import RunFolder
+from pretrain.run.run import run
+from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 from tests.s3_server import s3_server
 
 QUICK = Retry(patience=2.0, first_wait=0.01, longest_wait=0.02)

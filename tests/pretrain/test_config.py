@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from data_tools.errors import UserError
-from pretrain.config import RECIPES, build_config, check_world_size, format_config, load_config, to_dict
-from pretrain.run_folder import refuse_other_config
+from pretrain.config.check import check_world_size
+from pretrain.config.load import RECIPES, build_config, load_config
+from pretrain.config.show import format_config, to_dict
+from pretrain.run.folder import refuse_other_config
 
 
 def test_command_line_beats_recipe_beats_default():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
-from pretrain.dry_run import DryRun, dry_run
+from pretrain.config.load import load_config
+from pretrain.run.dry_run import DryRun, dry_run
 from tests.processes import run
 from tests.tiny_run import SMALL, make_run
 

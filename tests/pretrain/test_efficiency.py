@@ -7,12 +7,13 @@ import time
 import pytest
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig, load_config
-from pretrain.efficiency.communication import CommunicationSampler, covered
-from pretrain.efficiency.meter import Meter
-from pretrain.efficiency.profiling import check_profiling
+from pretrain.config.load import load_config
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
+from pretrain.metering.communication import CommunicationSampler, covered
+from pretrain.metering.meter import Meter
+from pretrain.metering.profiling import check_profiling
 from pretrain.tracking.config import TrackingConfig
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.blocks import (
     check_attention,

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from data_tools.dataset import open_dataset
-from pretrain.config import load_config
+from pretrain.config.load import load_config
+from pretrain.config.schema import build_section
 from pretrain.data import build_loader, first_of, open_sources
-from pretrain.efficiency.flops import step_flops
-from pretrain.efficiency.peak import device_peak, peak_flops
 from pretrain.encoders import encoder_class
 from pretrain.engine.base import World
+from pretrain.metering.flops import step_flops
+from pretrain.metering.peak import device_peak, peak_flops
 from pretrain.objectives.base import Loss, Objective, stack
-from pretrain.run import build_objective
-from pretrain.schema import build_section
+from pretrain.run.run import build_objective
 
 B, D, M, L, T = 3, 32, 80, 2, 64  # samples, width, width of the feed-forward layer, layers, tokens
 

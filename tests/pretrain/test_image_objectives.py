@@ -8,7 +8,8 @@ import torch
 
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig, build_config, load_recipe, merge
+from pretrain.config.load import build_config, load_recipe, merge
+from pretrain.config.sections import TrainConfig
 from pretrain.data import build_stream, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -18,7 +19,7 @@ from pretrain.objectives.derived_attributes import brightness, rotate, stroke_wi
 from pretrain.objectives.gan import discriminator_loss, generator_loss
 from pretrain.optim.build import build_optimizer
 from pretrain.optim.config import OptimizerConfig
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
 
 SMALL = {"train": {"steps": 10, "global_batch_size": 32}}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.objectives.linear_cross_entropy import IGNORE, linear_cross_entropy
+from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 
 
 def problem(rows, dtype=torch.float64, width=8, vocabulary=23):

@@ -42,18 +42,18 @@ def choose(row, ratio, unit, seed=0):
 @settings(max_examples=200, deadline=None)
 @given(row=rows, ratio=ratios, unit=units)
 def test_special_tokens_and_padding_are_never_hidden(row, ratio, unit):
-    tokens, segments = row
+    tokens, document_ids = row
     places = choose(row, ratio, unit)
     assert not VOCABULARY.special[tokens[places]].any()
-    assert (segments[places] > 0).all()
+    assert (document_ids[places] > 0).all()
     assert (np.diff(places) > 0).all()
 
 
 @settings(max_examples=200, deadline=None)
 @given(row=rows, ratio=ratios, unit=units)
 def test_number_of_hidden_tokens_is_fixed_by_the_row(row, ratio, unit):
-    tokens, segments = row
-    maskable = ((segments > 0) & ~VOCABULARY.special[tokens]).sum()
+    tokens, document_ids = row
+    maskable = ((document_ids > 0) & ~VOCABULARY.special[tokens]).sum()
     number = max(1, round(ratio * maskable)) if maskable else 0
     hidden = len(choose(row, ratio, unit))
     assert hidden == number if unit == "token" else min(1, number) <= hidden <= number
@@ -62,22 +62,22 @@ def test_number_of_hidden_tokens_is_fixed_by_the_row(row, ratio, unit):
 @settings(max_examples=200, deadline=None)
 @given(row=rows, ratio=ratios, unit=st.sampled_from(["word", "span"]), seed=st.integers(0, 99))
 def test_words_are_hidden_whole_unless_a_single_one_is_too_long(row, ratio, unit, seed):
-    tokens, segments = row
+    tokens, document_ids = row
     places = set(choose(row, ratio, unit, seed).tolist())
-    maskable = np.flatnonzero((segments > 0) & ~VOCABULARY.special[tokens])
+    maskable = np.flatnonzero((document_ids > 0) & ~VOCABULARY.special[tokens])
     if not len(maskable):
         return
-    words = split_words(maskable, tokens, segments, VOCABULARY)
+    words = split_words(maskable, tokens, document_ids, VOCABULARY)
     cut = [w for w in words if 0 < len(places & set(w.tolist())) < len(w)]
     assert not cut or (len(cut) == 1 and places < set(cut[0].tolist()))
 
 
 def test_spans_are_longer_than_words():
     tokens = np.full(200, 7)  # every token a word
-    segments = np.ones(200, dtype=np.int64)
+    document_ids = np.ones(200, dtype=np.int64)
 
     def runs(unit):
-        places = [choose((tokens, segments), 0.15, unit, seed) for seed in range(40)]
+        places = [choose((tokens, document_ids), 0.15, unit, seed) for seed in range(40)]
         return np.mean([len(p) / (1 + (np.diff(p) > 1).sum()) for p in places])
 
     assert runs("word") < 1.4
@@ -85,8 +85,8 @@ def test_spans_are_longer_than_words():
 
 
 def test_every_token_is_hidden_equally_often():
-    tokens, segments = np.full(20, 7), np.ones(20, dtype=np.int64)
-    hidden = np.concatenate([choose((tokens, segments), 0.3, "token", seed) for seed in range(2000)])
+    tokens, document_ids = np.full(20, 7), np.ones(20, dtype=np.int64)
+    hidden = np.concatenate([choose((tokens, document_ids), 0.3, "token", seed) for seed in range(2000)])
     share = np.bincount(hidden, minlength=20) / 2000
     assert share.min() > 0.25 and share.max() < 0.35
 
@@ -123,7 +123,7 @@ def test_words_are_recognised_in_the_marks_of_each_tokenizer(pieces, expected):
 
 
 def test_vocabulary_of_our_own_tokenizer(tmp_path):
-    from pretrain.encoders.tokenizer import open_tokenizer
+    from pretrain.encoders.text.tokenizer import open_tokenizer
 
     make_tokenizer(tmp_path)
     vocabulary = read_vocabulary(open_tokenizer(tmp_path), 330)

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.data import build_stream, count_steps, open_sources
-from pretrain.run import run
+from pretrain.run.run import run
 from tests.processes import losses
 from tests.tiny_run import SMALL
 

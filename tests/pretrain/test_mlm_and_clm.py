@@ -11,18 +11,19 @@ from data_tools.__main__ import main as data_tools
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from data_tools.stream import PackedStream, Stream
-from pretrain.config import TrainConfig, build_config, load_config
+from pretrain.config.load import build_config, load_config
+from pretrain.config.sections import TrainConfig
 from pretrain.encoders import encoder_class
-from pretrain.encoders.pretrained import ModelFolder
-from pretrain.encoders.tokenizer import find_tokenizer
+from pretrain.encoders.text.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.objectives.base import stack
 from pretrain.objectives.clm import CLM, CLMConfig
-from pretrain.objectives.linear_cross_entropy import IGNORE
 from pretrain.objectives.mlm import MLM, MLMConfig
+from pretrain.ops.linear_cross_entropy import IGNORE
 from pretrain.optim.build import build_optimizer
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
+from pretrain.weights.from_transformers import ModelFolder
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_mlm_examples_have_one_shape_and_hold_the_truth(unit, data, sotu):
         example = objective.example(sample, np.random.default_rng(1))
         plain = objective.encoder.row_of(sample, np.random.default_rng(1))
         assert {name: value.shape for name, value in example.items()} == {
-            **dict.fromkeys(("tokens", "segments", "positions"), (32,)),
+            **dict.fromkeys(("tokens", "document_ids", "position_ids"), (32,)),
             **dict.fromkeys(("masked", "target"), (10,)),
         }
         used = example["target"] != IGNORE
@@ -163,7 +164,7 @@ def test_a_continuation_follows_the_likeliest_tokens(data):
     written = objective.continue_from(prompts, 6)
     assert written.shape == (2, 11) and torch.equal(written[:, :5], prompts)
     positions = torch.arange(11).expand(2, -1)
-    hidden = objective.encoder({"tokens": written, "positions": positions})
+    hidden = objective.encoder({"tokens": written, "position_ids": positions})
     ranks = (hidden @ objective.output_weight.T).argsort(-1, descending=True)[:, 4:-1, :50]
     assert (ranks == written[:, 5:, None]).any(-1).all()
 
@@ -247,8 +248,8 @@ def test_packed_rows_of_a_tokenised_data_set_train(family, packed):
     documents = sum(len(row["documents"]) for row in rows)
     assert documents > 8, "some row holds several documents"
     if family in CAUSAL:
-        assert objective.count(phase, batch) == (batch["segments"] > 0).sum() - documents
+        assert objective.count(phase, batch) == (batch["document_ids"] > 0).sum() - documents
     assert objective.loss(phase, batch).sum.item() / objective.count(phase, batch) < 15
     # The vocabulary and the ids are those of the tokenizer that came along.
     assert objective.encoder.vocab_size == 4096
-    assert objective.encoder.tokenizer.decode(rows[0]["tokens"][rows[0]["segments"] == 1]).strip()
+    assert objective.encoder.tokenizer.decode(rows[0]["tokens"][rows[0]["document_ids"] == 1]).strip()

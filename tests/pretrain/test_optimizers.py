@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.data import first_of, open_sources
 from pretrain.engine.deepspeed import refuse_other_than_adam
 from pretrain.engine.torch_engine import FLAT
@@ -23,7 +23,7 @@ from pretrain.optim.config import OptimizerConfig, ParameterRule
 from pretrain.optim.exchange import rows_of, share_out
 from pretrain.optim.groups import check_rules, trained_parameters
 from pretrain.optim.muon import newton_schulz
-from pretrain.run import build_objective
+from pretrain.run.run import build_objective
 from tests.tiny_run import SMALL
 
 NAMES = ("adamw", "muon", "lamb", "lars", "schedule_free")

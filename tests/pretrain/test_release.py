@@ -18,11 +18,11 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from pretrain.__main__ import main
-from pretrain.encoders.pretrained import load_encoder
-from pretrain.encoders.vit import ViTEncoder, ViTEncoderConfig
+from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.objectives.base import stack
-from pretrain.release import check_release, load_run_encoder, release_run
-from pretrain.run_folder import load_run_config
+from pretrain.release.release import check_release, load_run_encoder, release_run
+from pretrain.run.folder import load_run_config
+from pretrain.weights.from_transformers import load_encoder
 
 # A stranger's interpreter: no environment, another folder, and our packages cannot be imported at all.
 STRANGER = """

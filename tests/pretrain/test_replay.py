@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
-from pretrain.replay import describe, replay
-from pretrain.run import run
+from pretrain.config.load import load_config
+from pretrain.run.replay import describe, replay
+from pretrain.run.run import run
 from pretrain.tracking.metrics import read_metrics
 from tests.processes import losses
 from tests.processes import run as run_command

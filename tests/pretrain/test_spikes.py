@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
-from pretrain.config import TrainConfig
+from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.config import DeepSpeedConfig
 from pretrain.engine.ddp import DDPEngine
 from pretrain.engine.deepspeed import DeepSpeedEngine
-from pretrain.engine.spikes import WINDOW, SpikeGuard
+from pretrain.guards.spikes import WINDOW, SpikeGuard
 from pretrain.objectives.base import Loss, Objective
 from pretrain.optim.build import build_optimizer
 from pretrain.optim.config import OptimizerConfig

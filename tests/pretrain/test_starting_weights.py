@@ -13,14 +13,14 @@ from tiny_run import SMALL, make_run
 from transformers import BertConfig, BertModel, ConvNextV2Config, ConvNextV2Model, ViTConfig, ViTModel
 
 from data_tools.errors import UserError
-from pretrain.config import load_config
+from pretrain.config.load import load_config
+from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
-from pretrain.encoders.continued import fit_channels, interpolate_grid, load_pretrained, settings_of_folder
-from pretrain.encoders.pretrained import load_encoder
-from pretrain.release import release_run
-from pretrain.run import run
-from pretrain.schema import build_section
-from pretrain.starting_weights import load_starting_weights
+from pretrain.release.release import release_run
+from pretrain.run.run import run
+from pretrain.weights.fit import fit_channels, interpolate_grid, load_pretrained, settings_of_folder
+from pretrain.weights.from_transformers import load_encoder
+from pretrain.weights.start import load_starting_weights
 
 QUICK = ("train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",
          "tracking.wandb.mode=disabled", "tracking.log_every=1")  # fmt: skip
@@ -161,7 +161,8 @@ def test_a_run_starts_from_a_release_and_goes_on_without_it(tmp_path):
     loaded = next(event for event in events if event["kind"] == "loaded")
     assert loaded["tensors"] == len(load_encoder(folder).model.state_dict())
     folder.rename(tmp_path / "elsewhere")
-    from pretrain.config import build_config, to_dict
+    from pretrain.config.load import build_config
+    from pretrain.config.show import to_dict
 
     saved = to_dict(config)
     saved["train"]["steps"] = 2
@@ -174,7 +175,7 @@ def test_a_run_starts_from_another_runs_checkpoint(tmp_path):
         "mae_digits", [*SMALL, f"run_dir={tmp_path / 'second'}", "seed=9", f"init_from={tmp_path / 'first'}"]
     )
     from pretrain.data import first_of, open_sources
-    from pretrain.run import build_objective
+    from pretrain.run.run import build_objective
 
     second = build_objective(config, first_of(open_sources(config.data)))
     (report,) = load_starting_weights(config, second)
@@ -189,7 +190,7 @@ def test_another_objective_takes_the_encoder_where_it_is_allowed(tmp_path):
     deeper = [*SMALL, f"run_dir={tmp_path / 'second'}", f"init_from={tmp_path / 'first'}",
               "objective.decoder_num_hidden_layers=2"]  # fmt: skip
     from pretrain.data import first_of, open_sources
-    from pretrain.run import build_objective
+    from pretrain.run.run import build_objective
 
     config, _ = load_config("mae_digits", deeper)
     second = build_objective(config, first_of(open_sources(config.data)))

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from data_tools.errors import UserError
-from pretrain.encoders.gpt2 import GPT2Encoder, GPT2EncoderConfig
-from pretrain.encoders.pretrained import ModelFolder, load_encoder
+from pretrain.encoders.text.gpt2 import GPT2Encoder, GPT2EncoderConfig
 from pretrain.objectives.base import stack
+from pretrain.weights.from_transformers import ModelFolder, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,14 @@ def test_other_document_changes_nothing_to_the_last_bit(family, changed, data):
     batch = packed_rows(encoder.vocab_size)
     other = {
         **batch,
-        "tokens": other_tokens(batch["tokens"], batch["segments"] == changed, encoder.vocab_size),
+        "tokens": other_tokens(batch["tokens"], batch["document_ids"] == changed, encoder.vocab_size),
     }
     before, after = encoder(batch), encoder(other)
-    stays = batch["segments"] == 3 - changed
+    stays = batch["document_ids"] == 3 - changed
     assert torch.equal(before[stays], after[stays])
-    assert not torch.allclose(before[batch["segments"] == changed], after[batch["segments"] == changed])
+    assert not torch.allclose(
+        before[batch["document_ids"] == changed], after[batch["document_ids"] == changed]
+    )
 
 
 @torch.no_grad()
@@ -48,9 +50,9 @@ def test_other_document_changes_nothing_to_the_last_bit(family, changed, data):
 def test_packed_document_is_encoded_as_if_alone(family, data):
     encoder = make_encoder(family, data)
     batch = packed_rows(encoder.vocab_size, rows=1)
-    second = batch["segments"][0] == 2
-    alone = {"tokens": batch["tokens"][:, second], "positions": batch["positions"][:, second]}
-    alone["segments"] = torch.ones_like(alone["tokens"])
+    second = batch["document_ids"][0] == 2
+    alone = {"tokens": batch["tokens"][:, second], "position_ids": batch["position_ids"][:, second]}
+    alone["document_ids"] = torch.ones_like(alone["tokens"])
     torch.testing.assert_close(encoder(batch)[:, second], encoder(alone), rtol=1e-5, atol=1e-5)
 
 
@@ -59,8 +61,8 @@ def test_packed_document_is_encoded_as_if_alone(family, data):
 def test_padding_changes_nothing(family, data):
     encoder = make_encoder(family, data)
     batch = packed_rows(encoder.vocab_size)
-    other = {**batch, "tokens": torch.where(batch["segments"] == 0, 9, batch["tokens"])}
-    real = batch["segments"] > 0
+    other = {**batch, "tokens": torch.where(batch["document_ids"] == 0, 9, batch["tokens"])}
+    real = batch["document_ids"] > 0
     assert torch.equal(encoder(batch)[real], encoder(other)[real])
     assert torch.isfinite(encoder(batch)).all()
 
@@ -92,7 +94,7 @@ def test_saved_folder_gives_the_same_numbers_in_plain_transformers(family, data,
     encoder.save(tmp_path)
     texts = [TEXTS[0][:12], TEXTS[1][:20], TEXTS[2]]
     batch = stack([encoder.view({"__key__": str(i), "text": text}) for i, text in enumerate(texts)])
-    real = batch["segments"] > 0
+    real = batch["document_ids"] > 0
     assert not real.all(), "a test without padding proves little"
     model = AutoModel.from_pretrained(tmp_path).eval()
     theirs = model(input_ids=batch["tokens"], attention_mask=real.long()).last_hidden_state
@@ -134,9 +136,9 @@ def test_blocks_and_what_follows_hold_every_parameter_but_the_embeddings(family,
 @torch.no_grad()
 def test_pooling_leaves_padding_out(data):
     tokens = torch.randn(2, 32, 32)
-    segments = torch.ones(2, 32, dtype=torch.long)
-    segments[0, 20:] = 0
-    batch = {"segments": segments}
+    document_ids = torch.ones(2, 32, dtype=torch.long)
+    document_ids[0, 20:] = 0
+    batch = {"document_ids": document_ids}
     mean, first, last = (
         make_encoder("bert", data, pooling=name).pool(tokens, batch) for name in ("mean", "first", "last")
     )
@@ -156,7 +158,9 @@ def test_data_without_tokenizer_are_named(tmp_path):
     with pytest.raises(UserError, match=r"encoder\.vocab_size: unknown.*data_tools tokenize"):
         make_encoder("gpt2", ModelFolder(tmp_path))
     encoder = make_encoder("gpt2", ModelFolder(tmp_path), vocab_size=100)
-    assert encoder.view({"__key__": "a", "tokens": np.arange(40, dtype=np.uint16)})["segments"].sum() == 32
+    assert (
+        encoder.view({"__key__": "a", "tokens": np.arange(40, dtype=np.uint16)})["document_ids"].sum() == 32
+    )
     with pytest.raises(UserError, match=r"sample 'a': is text, and there is no tokenizer"):
         encoder.view({"__key__": "a", "text": "hello"})
 

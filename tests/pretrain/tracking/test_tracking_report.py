@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_run import CONFIG, EXCERPTS, STEPS, finetune_results, write_run
 
-from pretrain.tracking.report import write_report
+from pretrain.report.report import write_report
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""What no type can tell: values that are wrong, or contradict each other."""
+
+from __future__ import annotations
+
+from data_tools.errors import UserError
+from data_tools.remote import has_secrets, redacted
+from pretrain.config.sections import Config
+from pretrain.optim.config import check_optimizer, check_schedule
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` for values that are well-typed but wrong or contradict each other."""
+    train = config.train
+    if (train.steps is None) == (train.epochs is None):
+        raise UserError("train.steps and train.epochs: give exactly one of them")
+    positive = {
+        "train.steps": train.steps,
+        "train.epochs": train.epochs,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.clip_grad_norm": train.clip_grad_norm,
+        "train.max_skipped_steps": train.max_skipped_steps,
+        "train.spike_sigma": train.spike_sigma,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "checkpoint.target_patience": config.checkpoint.target_patience,
+        "data.sequence_length": config.data.sequence_length,
+    }
+    for size, steps in train.batch_size_warmup:
+        if size <= 0 or steps <= 0:
+            raise UserError(f"train.batch_size_warmup: [{size}, {steps}]: give positive (batch size, steps)")
+    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+        raise UserError(f"train.ema_decay={train.ema_decay}: must lie in (0, 1); null keeps no average")
+    if train.hang_timeout is not None and train.hang_timeout < 0:
+        raise UserError(f"train.hang_timeout={train.hang_timeout}: must not be negative; 0 switches it off")
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: must be greater than 0")
+    if config.checkpoint.permanent_every % config.checkpoint.every:
+        raise UserError(
+            f"checkpoint.permanent_every={config.checkpoint.permanent_every}: must be a multiple of checkpoint.every="
+            f"{config.checkpoint.every}"
+        )
+    refuse_secrets("init_from", config.init_from or "")
+    for url in config.checkpoint.targets:
+        refuse_secrets("checkpoint.targets", url)
+    if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
+        raise UserError("data.path: name at least one data set, each with a weight greater than 0")
+    check_schedule(config.schedule, train.steps)
+    check_optimizer(config.optimizer, config.schedule)
+    optimizers = [config.optimizer]
+    for name in config.optimizer_overrides or {}:
+        optimizers.append(config.optimizer_for(name))
+        check_optimizer(optimizers[-1], config.schedule, f"optimizer_overrides.{name}")
+    if train.ema_decay is not None and any(optimizer.name == "schedule_free" for optimizer in optimizers):
+        raise UserError(
+            f"train.ema_decay={train.ema_decay}: schedule_free keeps an average of its own; leave train.ema_decay out"
+        )
+
+
+def refuse_secrets(key: str, url: str) -> None:
+    """Raise a `UserError` for a URL with a password or signature, which would stand in `config.yaml`."""
+    if has_secrets(url):
+        raise UserError(
+            f"{key}: {redacted(url)} comes with a password or signature; give it in the storage library's own way "
+            "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
+        )
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """Raise a `UserError` when the ranks cannot share every global batch equally."""
+    for batch in config.train.batch_sizes.all:
+        final = batch == config.train.global_batch_size
+        place = f"train.global_batch_size={batch}" if final else f"train.batch_size_warmup: {batch} samples"
+        if batch % world_size:
+            near = max(world_size, round(batch / world_size) * world_size)
+            raise UserError(f"{place}: {world_size} ranks cannot share it equally; {near} would do")
+        share = batch // world_size
+        micro = min(config.train.micro_batch_size or share, share)
+        if share % micro:
+            raise UserError(
+                f"train.micro_batch_size={micro}: does not divide a rank's share of {share} samples "
+                f"({place}, {world_size} ranks); {largest_divisor(share, micro)} would do"
+            )
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return next(n for n in range(min(number, at_most), 0, -1) if number % n == 0)

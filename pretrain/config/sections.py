@@ -1,0 +1,133 @@
+"""The sections of a run's configuration, one dataclass each, and the whole of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_tools.batch_sizes import BatchSizes
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.config.schema import build_section
+from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
+from pretrain.optim.config import OptimizerConfig, ScheduleConfig
+from pretrain.tracking.config import TrackingConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which shards, and how they become rows and batches."""
+
+    path: str | dict[str, float] = "sample:digits"
+    """A data set, or several with their weights: `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a run is
+    started again; they hold from there on."""
+    mix_by: Literal["sample", "token"] = "sample"
+    """What the weights are shares of."""
+    max_damage_rate: float = 0.01
+    """Share of samples that may be damaged, and replaced by others, before the run stops."""
+    sequence_length: int | None = None
+    """Tokens in a row: token data sets are packed into full rows of this length."""
+    workers: int = 0
+    """Decoding workers of each rank; 0 decodes in the loader's own background thread."""
+    worker_kind: Literal["thread", "process"] = "thread"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The data sets with their weights; one alone has all of it."""
+        return dict(self.path) if isinstance(self.path, dict) else {self.path: 1.0}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large the batch, in which precision."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    global_batch_size: int = 256
+    batch_size_warmup: tuple[tuple[int, int], ...] = ()
+    """Stages before it, each (global batch size, steps): [[64, 1000], [128, 1000]]. The learning rate follows its own
+    schedule."""
+    micro_batch_size: int | None = None
+    """Samples of one rank in one forward pass; the rest is accumulated. Default: all of the rank's share."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp8"] = "fp32"
+    """Of matrix products; weights and optimizer states stay fp32. tf32 and fp8 need a GPU that has them."""
+    compile: Literal["none", "block", "whole"] = "none"
+    """`torch.compile` each block (short to compile), or each role as a whole."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What backward computes again instead of keeping it: nothing, all but matrix products, or whole blocks."""
+    attention: Literal["sdpa", "eager", "flex", "varlen"] | None = None
+    """Attention back end of the `transformers` layers; default: the encoder's own choice (sdpa). `varlen` computes
+    nothing between the documents of a row: with torch's flash kernel on a GPU, document by document elsewhere."""
+    clip_grad_norm: float | None = None
+    max_skipped_steps: int = 20
+    """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""
+    spike_sigma: float | None = None
+    """Leave out an update whose gradient norm lies so many deviations above the mean of the last 128 (OLMo-core: 6)."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the trained weights (.999, .9999): what pictures and probes look at, and
+    what is released. None: no average."""
+    hang_timeout: float | None = None
+    """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
+    of the collectives' timeout, which is 600 s or `MASQUERADE_TIMEOUT`."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time on the same machine and set-up. Slower on a GPU."""
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The global batch size by position."""
+        return BatchSizes(self.global_batch_size, self.batch_size_warmup)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Online kNN and linear probes on the frozen encoder; off while `every` is 0."""
+
+    every: int = 0
+    train: str = "sample:digits"
+    test: str = "sample:digits_test"
+    label: str = "label"
+    """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
+    train_samples: int = 2000
+    test_samples: int = 1000
+    neighbours: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, whole. `encoder` and `objective` are checked against the schema that their `name` selects."""
+
+    name: str = "run"
+    run_dir: str | None = None
+    """Where everything of this run is written; default `runs/<name>`."""
+    seed: int = 0
+    engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    ddp: DDPConfig = DDPConfig()
+    fsdp: FSDPConfig = FSDPConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    data: DataConfig = DataConfig()
+    encoder: Any
+    objective: Any
+    init_from: str | None = None
+    """A run folder, one of its checkpoints, or a URL in `checkpoint.targets` of a run (or a checkpoint there), whose
+    weights a new run starts from; its own checkpoints come first."""
+    allow_keys: tuple[str, ...] = ()
+    """Patterns of tensors that `init_from` and `encoder.from_pretrained` may lack or hold in vain, e.g. `decoder.*`."""
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer_overrides: dict[str, dict[str, Any]] | None = None
+    """Per optimizer of the objective, what differs from `optimizer`, e.g. `{discriminator: {lr: 4e-4}}`."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig = ProbeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+    def optimizer_for(self, name: str) -> OptimizerConfig:
+        """The settings of one of the objective's optimizers."""
+        own = (self.optimizer_overrides or {}).get(name, {})
+        return build_section(
+            OptimizerConfig, {**asdict(self.optimizer), **own}, f"optimizer_overrides.{name}"
+        )

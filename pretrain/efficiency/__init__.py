@@ -1,1 +1,0 @@
-"""How fast a run is, against what its devices could do, and where the rest of the time goes."""

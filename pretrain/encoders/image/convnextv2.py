@@ -1,0 +1,121 @@
+"""ConvNeXt V2 (Woo et al. 2023, arXiv:2301.00808) on `transformers.ConvNextV2Model`: the convolutional encoder.
+
+It has no batch norm, so what it computes for a sample does not depend on which others share its batch, nor on how
+many processes share the global batch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import ConvNextV2Config, ConvNextV2Model
+
+from data_tools.errors import UserError
+from pretrain.encoders.image.base import ImageEncoder
+from pretrain.encoders.image.processor import read_image_processor, save_image_processor
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class ConvNextV2EncoderConfig:
+    """Sizes as in `transformers.ConvNextV2Config`; defaults are ConvNeXt V2-T."""
+
+    name: str = "convnextv2"
+    image_size: int = 224
+    patch_size: int = 4
+    """Stride of the first convolution; every further stage halves the resolution again."""
+    num_channels: int = 3
+    hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class ConvNextV2Encoder(ImageEncoder):
+    """The last feature map as tokens, row by row."""
+
+    Config = ConvNextV2EncoderConfig
+    model_types = ("convnextv2",)
+    model: ConvNextV2Model
+
+    def __init__(self, config: ConvNextV2EncoderConfig, dataset: Dataset | None = None) -> None:
+        super().__init__(config, dataset)
+        if len(config.hidden_sizes) != len(config.depths):
+            raise UserError(
+                f"encoder.depths={list(config.depths)}: needs one number for each of encoder.hidden_sizes="
+                f"{list(config.hidden_sizes)}"
+            )
+        self.grid = config.image_size // config.patch_size
+        for _ in config.depths[1:]:
+            self.grid //= 2
+        if self.grid < 1:
+            raise UserError(
+                f"encoder.image_size={config.image_size}: too small for {len(config.depths)} stages"
+            )
+        self.model = ConvNextV2Model(
+            ConvNextV2Config(
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                num_channels=config.num_channels,
+                num_stages=len(config.depths),
+                hidden_sizes=list(config.hidden_sizes),
+                depths=list(config.depths),
+                drop_path_rate=0.0,
+            )
+        )
+        self.dim = config.hidden_sizes[-1]
+        self.model.apply(variance_preserving)
+        # The norm behind transformers' own pooling is not on the way to the tokens, so nothing would ever train it.
+        self.model.layernorm.requires_grad_(False)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map."""
+        x = self.model.embeddings(self.pixels(batch["image"]))
+        x = self.model.encoder(x).last_hidden_state  # (B, D, h, w)
+        return x.flatten(2).transpose(1, 2)  # (B, N, D)
+
+    def blocks(self) -> list[nn.Module]:
+        return [
+            m
+            for name, m in self.model.encoder.named_modules()
+            if re.fullmatch(r"stages\.\d+\.layers\.\d+", name)
+        ]
+
+    @classmethod
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of any `transformers` folder of this family."""
+        hf = ConvNextV2Config.from_dict(values)
+        processor = {"image_size": hf.image_size} | read_image_processor(folder)
+        own = {name: getattr(hf, name) for name in ("patch_size", "num_channels", "hidden_sizes", "depths")}
+        return {**processor, **own}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        save_image_processor(self.config, folder)
+
+
+def variance_preserving(module: nn.Module) -> None:
+    """Kaiming-uniform convolutions and Xavier-uniform matrices; for `Module.apply`.
+
+    `transformers` draws N(0, .02²), which is far too small for narrow networks.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,51 @@
+"""A multilayer perceptron on whole images: the smallest encoder, for autoencoders as they were first described.
+
+`transformers` has no such model, so it trains and can be probed, but it cannot be released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pretrain.encoders.image.base import ImageEncoder
+from pretrain.encoders.image.vit import xavier_uniform
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class MLPEncoderConfig:
+    name: str = "mlp"
+    image_size: int = 28
+    num_channels: int = 1
+    hidden_sizes: tuple[int, ...] = (512, 256)
+    """Widths of the layers; the last is the width of the representation."""
+    image_mean: tuple[float, ...] = (0.5,)
+    image_std: tuple[float, ...] = (0.5,)
+
+
+class MLPEncoder(ImageEncoder):
+    """All pixels → one token."""
+
+    Config = MLPEncoderConfig
+
+    def __init__(self, config: MLPEncoderConfig, dataset: Dataset | None = None) -> None:
+        super().__init__(config, dataset)
+        sizes = (config.num_channels * config.image_size**2, *config.hidden_sizes)
+        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.GELU())]
+        self.model = nn.Sequential(*layers)
+        self.model.apply(xavier_uniform)
+        self.dim = config.hidden_sizes[-1]
+        self.num_patches = 1
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → (B, 1, D)."""
+        return self.model(self.pixels(batch["image"]).flatten(1)).unsqueeze(1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [layer for layer in self.model.children() if isinstance(layer, nn.Linear)]

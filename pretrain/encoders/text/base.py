@@ -1,0 +1,203 @@
+"""What the text encoders share: tokens of a sample as rows of fixed length, documents kept apart, pooling."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_tools.errors import UserError
+from pretrain.encoders.base import Encoder, field
+from pretrain.encoders.text.tokenizer import copy_tokenizer, find_tokenizer, open_tokenizer
+from pretrain.ops.attention import VARLEN, document_starts
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+Pooling = Literal["mean", "first", "last"]
+"""The mean over all tokens, or the first or last token alone. A small causal encoder knows little at its last token
+(it is trained to say what follows, which is often a full stop's business), so the mean is every family's default."""
+
+
+ID_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+OWN_SETTINGS = ("name", "from_pretrained", "max_length", "pooling")
+"""Settings of an encoder that are not the `transformers` model's."""
+
+
+class TextEncoder(Encoder):
+    """Token ids in, one vector a token out; several documents in one row do not see each other.
+
+    A batch has `tokens`, `document_ids` (the number of the document in its row, 0 where there is padding) and
+    `position_ids` (restarting at each document), all (B, L).
+    """
+
+    modality = "text"
+    HFConfig: ClassVar[Any]
+    """The family's config class in `transformers`."""
+    causal: ClassVar[bool]
+    """Whether a token sees only those before it."""
+
+    def __init__(self, config: Any, dataset: Dataset | None = None) -> None:
+        super().__init__(config, dataset)
+        self.tokenizer_folder = find_tokenizer(dataset)
+        self.tokenizer: Any = open_tokenizer(self.tokenizer_folder) if self.tokenizer_folder else None
+        self.vocab_size = self.count_vocabulary()
+        try:
+            self.model = self.build()
+        except Exception as error:  # sizes that do not fit together; transformers raises several kinds
+            raise UserError(f"encoder ({config.name}): {' '.join(str(error).split())[-300:]}") from None
+        self.max_positions = int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        self.dim = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        if not 0 < config.max_length <= self.max_positions:
+            raise UserError(
+                f"encoder.max_length={config.max_length}: must lie between 1 and the encoder's {self.max_positions} "
+                "position_ids"
+            )
+
+    def build(self) -> nn.Module:
+        """The `transformers` base model with fresh weights, initialised as its family is."""
+        raise TypeError(f"{type(self).__name__} must define build()")
+
+    def count_vocabulary(self) -> int:
+        """As the settings say, else as many as the tokenizer has."""
+        size, known = self.config.vocab_size, len(self.tokenizer) if self.tokenizer is not None else None
+        if size is None and known is None:
+            raise UserError(
+                f"encoder.vocab_size: unknown, for there is no tokenizer beside the data ({self.dataset_folder}); "
+                "tokenize them with `python -m data_tools tokenize`, or give the number"
+            )
+        if size is not None and known is not None and size < known:
+            raise UserError(f"encoder.vocab_size={size}: the tokenizer has {known} tokens; leave it out")
+        return int(size if size is not None else known)  # type: ignore[arg-type]
+
+    def hf_config(self, **more: Any) -> Any:
+        """Our settings as `transformers` writes them, with the tokenizer's special tokens; None takes its default."""
+        known = self.HFConfig()
+        values = {
+            f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in OWN_SETTINGS
+        }
+        values = {name: value for name, value in values.items() if value is not None and hasattr(known, name)}
+        ids = {name: getattr(self.tokenizer, name, None) for name in ID_NAMES if hasattr(known, name)}
+        return self.HFConfig(
+            **{**values, **ids, "vocab_size": self.vocab_size, "attn_implementation": "sdpa", **more}
+        )
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """The input embeddings (V, D), which heads share."""
+        return self.model.get_input_embeddings().weight  # type: ignore[operator]
+
+    @property
+    def attention(self) -> str:
+        """The attention back end by its name in `transformers`."""
+        return str(self.model.config._attn_implementation)  # type: ignore[union-attr]
+
+    @property
+    def pad_id(self) -> int:
+        return getattr(self.tokenizer, "pad_token_id", None) or 0
+
+    def view(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """{"tokens", "document_ids", "position_ids"}, (max_length,) each: the sample's first tokens, padded."""
+        return self.row(self.tokens_of(sample, self.config.max_length))
+
+    def row_of(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A row to train on: a packed one as it is, else a window of the sample's tokens, anywhere, padded."""
+        if "document_ids" in sample:
+            return {
+                name: sample[name].astype(np.int64) for name in ("tokens", "document_ids", "position_ids")
+            }
+        ids = self.tokens_of(sample)
+        start = int(rng.integers(max(0, len(ids) - self.config.max_length) + 1))
+        return self.row(ids[start : start + self.config.max_length])
+
+    def tokens_of(self, sample: dict[str, Any], at_most: int | None = None) -> np.ndarray:
+        """The sample's token ids (n,): its own, or those of its text with what the tokenizer puts around a text."""
+        if "tokens" in sample:
+            return sample["tokens"][:at_most].astype(np.int64)
+        text = field(sample, "text")
+        if self.tokenizer is None:
+            raise UserError(
+                f"sample {sample.get('__key__')!r}: is text, and there is no tokenizer beside the data "
+                f"({self.dataset_folder}); make one with `python -m data_tools tokenizer`"
+            )
+        ids = self.tokenizer(
+            text,
+            truncation=at_most is not None,
+            max_length=at_most,
+            verbose=False,
+            return_attention_mask=False,
+        )["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def row(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """One document as a row of `max_length`, padding on the right."""
+        length, used = self.config.max_length, len(ids)
+        tokens = np.full(length, self.pad_id, dtype=np.int64)
+        document_ids, positions = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
+        tokens[:used], document_ids[:used], positions[:used] = ids, 1, np.arange(used)
+        return {"tokens": tokens, "document_ids": document_ids, "position_ids": positions}
+
+    def check_length(self, tokens: Tensor) -> None:
+        if tokens.shape[1] > self.max_positions:
+            raise UserError(
+                f"rows of {tokens.shape[1]} tokens (data.sequence_length): the encoder has {self.max_positions} "
+                "positions; shorten the rows or raise its maximum"
+            )
+
+    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
+        """(B, L, D) → (B, D), padding left out."""
+        valid = batch["document_ids"] > 0  # (B, L)
+        if self.config.pooling == "mean":
+            weight = valid.to(tokens.dtype).unsqueeze(-1)  # (B, L, 1)
+            return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+        if self.config.pooling == "first":
+            return tokens[:, 0]
+        last = (valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(1)  # (B,)
+        return tokens.gather(1, last.view(-1, 1, 1).expand(-1, 1, tokens.shape[2]))[:, 0]
+
+    @classmethod
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - as the base has it
+        """Our settings have `transformers`' own names."""
+        hf = cls.HFConfig.from_dict(values)
+        names = [f.name for f in fields(cls.Config) if f.name not in OWN_SETTINGS and hasattr(hf, f.name)]
+        own = {name: getattr(hf, name) for name in names}
+        return {**own, "max_length": min(512, hf.max_position_embeddings)}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        if self.tokenizer_folder:
+            copy_tokenizer(self.tokenizer_folder, folder)
+
+
+class BidirectionalTextEncoder(TextEncoder):
+    """Every token sees its whole document."""
+
+    causal = False
+
+    def prediction_transform(self) -> nn.Module:
+        """What the family puts between the encoder and the tied decoder: (…, D) → (…, D)."""
+        raise TypeError(f"{type(self).__name__} must define prediction_transform()")
+
+
+class CausalTextEncoder(TextEncoder):
+    """Every token sees its own document up to itself.
+
+    Restarting positions, no mask and no cache: from these `transformers` builds the mask that keeps documents apart.
+    With a cache or a mask of padding it would let them leak. The varlen back end is told where documents begin.
+    """
+
+    causal = True
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L)."""
+        self.check_length(batch["tokens"])
+        return self.model(
+            input_ids=batch["tokens"].long(),
+            position_ids=batch["position_ids"].long(),
+            attention_mask=document_starts(batch["document_ids"]) if self.attention == VARLEN else None,
+            use_cache=False,
+        ).last_hidden_state

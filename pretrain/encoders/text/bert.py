@@ -1,0 +1,66 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) on `transformers.BertModel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
+from pretrain.ops.attention import document_mask
+
+
+@dataclass(frozen=True)
+class BertEncoderConfig:
+    """Names as in `transformers.BertConfig`; defaults are BERT-base's, without dropout."""
+
+    name: str = "bert"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    vocab_size: int | None = None
+    """Default: the tokenizer's."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    """Default 4 × hidden_size."""
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    max_position_embeddings: int = 512
+    initializer_range: float = 0.02
+    max_length: int = 512
+    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
+    pooling: Pooling = "mean"
+
+
+class BertEncoder(BidirectionalTextEncoder):
+    """Post-norm blocks, learned positions, every token sees its whole document."""
+
+    Config = BertEncoderConfig
+    HFConfig = BertConfig
+    model_types = ("bert",)
+    model: BertModel
+
+    def build(self) -> BertModel:
+        size = self.config.intermediate_size or 4 * self.config.hidden_size
+        return BertModel(self.hf_config(intermediate_size=size), add_pooling_layer=False)
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L)."""
+        self.check_length(batch["tokens"])
+        return self.model(
+            input_ids=batch["tokens"].long(),
+            position_ids=batch["position_ids"].long(),
+            attention_mask=document_mask(batch["document_ids"], self.attention),
+        ).last_hidden_state
+
+    def prediction_transform(self) -> nn.Module:
+        from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+        return BertPredictionHeadTransform(self.model.config).apply(self.model._init_weights)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.encoder.layer)

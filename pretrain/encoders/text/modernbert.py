@@ -1,0 +1,91 @@
+"""ModernBERT (Warner et al. 2024, arXiv:2412.13663) on `transformers.ModernBertModel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import ModernBertConfig, ModernBertModel
+
+from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
+from pretrain.ops.attention import VARLEN, document_mask
+
+
+@dataclass(frozen=True)
+class ModernBertEncoderConfig:
+    """Names as in `transformers.ModernBertConfig`; defaults are ModernBERT-base's."""
+
+    name: str = "modernbert"
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    vocab_size: int | None = None
+    """Default: the tokenizer's."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    """Default 3/2 × hidden_size (the MLP is gated)."""
+    max_position_embeddings: int = 8192
+    local_attention: int = 128
+    """Width of the window in which the layers between global ones attend."""
+    global_attn_every_n_layers: int = 3
+    attention_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    initializer_range: float = 0.02
+    max_length: int = 512
+    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
+    pooling: Pooling = "mean"
+
+
+class ModernBertEncoder(BidirectionalTextEncoder):
+    """Pre-norm blocks, rotary positions, gated MLPs, global attention in every third layer and local elsewhere."""
+
+    Config = ModernBertEncoderConfig
+    HFConfig = ModernBertConfig
+    model_types = ("modernbert",)
+    model: ModernBertModel
+
+    def build(self) -> ModernBertModel:
+        c = self.config
+        kinds = [
+            "sliding_attention" if i % c.global_attn_every_n_layers else "full_attention"
+            for i in range(c.num_hidden_layers)
+        ]
+        size = c.intermediate_size or 3 * c.hidden_size // 2
+        return ModernBertModel(self.hf_config(intermediate_size=size, layer_types=kinds))
+
+    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
+        """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L).
+
+        The model ignores documents that only `position_ids` tell apart, so both of its masks are given.
+        """
+        self.check_length(batch["tokens"])
+        document_ids, window = batch["document_ids"], self.model.config.sliding_window
+        full = document_mask(document_ids, self.attention)
+        local = full if self.attention == VARLEN else document_mask(document_ids, self.attention, window)
+        return self.model(
+            input_ids=batch["tokens"].long(),
+            position_ids=batch["position_ids"].long(),
+            attention_mask={"full_attention": full, "sliding_attention": local},
+        ).last_hidden_state
+
+    def prediction_transform(self) -> nn.Module:
+        from transformers.models.modernbert.modeling_modernbert import ModernBertPredictionHead
+
+        return ModernBertPredictionHead(self.model.config).apply(self.model._init_weights)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.layers)
+
+    def after_blocks(self) -> list[nn.Module]:
+        return [self.model.final_norm]
+
+    @classmethod
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """`transformers` writes the kind of each layer; ours is the distance between global ones."""
+        kinds = ModernBertConfig.from_dict(values).layer_types or []
+        every = next((i for i, kind in enumerate(kinds) if i and kind == "full_attention"), len(kinds))
+        return {**super().settings_from(folder, values), "global_attn_every_n_layers": every}

@@ -1,0 +1,1 @@
+"""How good the encoder is, while it trains."""

@@ -1,0 +1,1 @@
+"""Operations that encoders and objectives share."""

@@ -1,0 +1,1 @@
+"""A run → a folder that transformers opens, with its model card."""

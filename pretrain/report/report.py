@@ -1,0 +1,142 @@
+"""`report.html`: a run as one file to show to somebody. A pure function of the run folder, at any time of the run."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pretrain.report.charts import PALETTE, Curve, curve_chart
+from pretrain.report.finetune_results import present, read_results
+from pretrain.report.run_summary import RunSummary, key_numbers, probe_title, read_run, sentence
+from pretrain.tracking.environment import redact
+from pretrain.tracking.pictures import load_text
+
+PICTURES = 4  # steps whose pictures are shown: the first, the last, and some between
+
+
+def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Args:
+        finetune_results: fine-tuning results to show; default `finetune/finetune.json` of the run folder, if any.
+    """
+    run = read_run(run_dir)
+    tasks = read_results(finetune_results or run_dir / "finetune" / "finetune.json")
+    html = template().render(
+        run=run,
+        sentence=sentence(run),
+        numbers=key_numbers(run),
+        charts=training_charts(run),
+        measures=measure_charts(run),
+        probe_chart=probe_chart(run),
+        pictures=pictures(run, run_dir),
+        tasks=[present(task) for task in tasks],
+        release=release_text(run_dir / "release" / "README.md"),
+        config=yaml.safe_dump(redact(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
+        environment=yaml.safe_dump(redact(run.environment), sort_keys=False, width=100)
+        if run.environment
+        else "",
+    )
+    path = run_dir / "report.html"
+    partial = path.with_name(".report.html.partial")
+    partial.write_text(html, encoding="utf-8", errors="replace")
+    return partial.replace(path)
+
+
+def template() -> Any:
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["svg"] = Markup  # our own charts, made safe where they are drawn
+    return environment.get_template("report.html")
+
+
+def training_charts(run: RunSummary) -> dict[str, str]:
+    """Loss (one line a phase), learning rate and samples per second over steps."""
+    charts = {}
+    if run.losses:
+        curves = [run.curve("train", name) for name in run.losses]
+        charts["loss"] = curve_chart(
+            curves, "Loss" if len(curves) > 1 else run.losses[0].capitalize(), smooth=True
+        )
+    for key, name, title in (
+        ("lr", "lr", "Learning rate"),
+        ("speed", "samples_per_second", "Samples per second"),
+    ):
+        curve = run.curve("train", name)
+        if curve.y:
+            curve = replace(curve, color=PALETTE[6] if key == "speed" else PALETTE[2])
+            charts[key] = curve_chart([curve], title, (4.3, 2.1), from_zero=True, smooth=key == "speed")
+    return charts
+
+
+def measure_charts(run: RunSummary) -> list[str]:
+    """One small chart for each other number in the training lines."""
+    return [
+        curve_chart(
+            [replace(run.curve("train", name), color=PALETTE[6])],
+            name.replace("_", " "), (4.3, 1.9), smooth=True,
+        )
+        for name in run.other_measures
+    ]  # fmt: skip
+
+
+def probe_chart(run: RunSummary) -> str | None:
+    """Accuracy of each probe over steps; the untrained encoder's as a dashed line across."""
+    curves = []
+    for i, (name, (curve, untrained)) in enumerate(run.probes.items()):
+        color = PALETTE[i % len(PALETTE)]
+        curves.append(replace(curve, name=probe_title(name), color=color))
+        if untrained is not None:
+            across = [0.0, max(curve.x[-1], float(run.step))]
+            label = f"{probe_title(name)}, untrained"
+            curves.append(Curve(label, across, [untrained] * 2, dashed=True, color=color))
+    return (
+        curve_chart(curves, "Accuracy on the frozen encoder", percent=True, markers=True) if curves else None
+    )
+
+
+def pictures(run: RunSummary, run_dir: Path) -> list[dict[str, Any]]:
+    """Pictures of a few steps: an image as a data URI, or excerpts of text with their parts marked."""
+    found = []
+    for line in spread(run.of_kind("picture"), PICTURES):
+        path = (run_dir / str(line.get("path", ""))).resolve()
+        if not path.is_relative_to((run_dir / "pictures").resolve()) or not path.is_file():
+            continue
+        if path.suffix == ".png":
+            uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            found.append({"step": line["step"], "image": uri, "excerpts": None})
+        else:
+            try:
+                excerpts = [excerpt.spans for excerpt in load_text(path).excerpts]
+            except (ValueError, KeyError, TypeError):
+                continue
+            found.append({"step": line["step"], "image": None, "excerpts": excerpts})
+    return found
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """At most `count` items: the first, the last, and others evenly between."""
+    if len(items) <= count:
+        return items
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def release_text(card: Path) -> str | None:
+    """The first paragraph of a model card, after its YAML head and title."""
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if text.startswith("---"):
+        text = text.partition("\n---")[2]
+    paragraphs = [p.strip() for p in text.split("\n\n")]
+    prose = [p for p in paragraphs if p and p[0] not in "#|`<-!["]
+    return " ".join(prose[0].split())[:600] if prose else ""

@@ -1,0 +1,1 @@
+"""A run, its folder, a dry run, and a step run again."""

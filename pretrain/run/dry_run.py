@@ -1,0 +1,114 @@
+"""`python -m pretrain RECIPE --dry-run`: two whole steps, pictures and probes, and nothing written.
+
+What would end a job after hours in the queue and minutes to compile (no memory, code that does not compile, a probe's
+data that are not there) ends this one at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data_tools.remote import is_remote
+from pretrain.checkpoint.targets import Copies
+from pretrain.config.check import check_world_size
+from pretrain.config.sections import Config
+from pretrain.data import build_loader, count_steps, first_of, open_sources
+from pretrain.engine import start_engine
+from pretrain.engine.base import World
+from pretrain.optim.build import build_optimizer
+from pretrain.run.run import build_hooks, build_objective
+from pretrain.trainer import Trainer
+from pretrain.weights.start import load_starting_weights
+
+STEPS = 2
+"""The first compiles and allocates optimizer states; the second is as all others will be."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What two steps showed."""
+
+    ranks: int
+    seconds: tuple[float, ...]
+    values: dict[str, float]
+    """Of the last step, by name, as a run would log them."""
+    parameters: int
+    checkpoint_bytes: int
+    free_bytes: int
+    """On the disk that the run's folder is on, or would be."""
+    peak_bytes: int | None
+    """Of the device's memory on rank 0; None on a CPU."""
+
+    def describe(self, config: Config) -> str:
+        first, second = self.seconds
+        loss = ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+        room = "" if self.room_for(config.checkpoint.keep + 1) else (
+            f"\nwarning: {config.checkpoint.keep + 1} checkpoints, as many as there are while one replaces another, do "
+            "not fit; make room, lower checkpoint.keep or choose another run_dir")  # fmt: skip
+        memory = (
+            "" if self.peak_bytes is None else f", at most {self.peak_bytes / 2**30:.2f} GiB of device memory"
+        )
+        return (
+            f"dry run: {STEPS} steps of {config.train.global_batch_size} samples on {self.ranks} rank(s), "
+            f"{self.parameters / 1e6:.1f} M parameters\n"
+            f"first step {first:.2f} s, second {second:.2f} s{memory}; {loss}\n"
+            f"a checkpoint has {self.checkpoint_bytes / 2**20:,.1f} MiB, {self.free_bytes / 2**20:,.0f} MiB are free "
+            f"at {config.folder}{room}\n"
+            "nothing was written; leave out --dry-run to start"
+        )
+
+    def room_for(self, checkpoints: int) -> bool:
+        return checkpoints * self.checkpoint_bytes < self.free_bytes
+
+
+def dry_run(config: Config) -> DryRun:
+    """Take two steps of the largest batch from the starting weights, once a picture and a probe. Call on every rank.
+
+    Raises:
+        UserError: whatever would stop the run: settings, data, memory.
+    """
+    config = replace(config, train=replace(config.train, batch_size_warmup=()))
+    check_world_size(config, World.from_environment().size)
+    Copies(config.checkpoint)  # refuses targets that nothing can write to
+    sources = open_sources(config.data)
+    objective = build_objective(config, first_of(sources))
+    if is_remote(config.init_from or ""):  # nothing is downloaded either
+        config = replace(config, init_from=None)
+    load_starting_weights(config, objective)
+    parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())
+    total = count_steps(config, sources)
+    engine = start_engine(config)
+    try:
+        engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
+        loader = build_loader(config, objective, sources, engine.world)
+        hooks = build_hooks(config, objective, sources, engine, tracker=None)
+        trainer = Trainer(config, objective, loader, engine, total, hooks=hooks)
+        trainer.run_hooks(initial=True)
+        seconds, steps = [], iter(loader)
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            trainer.train_step(trainer.take(steps))
+            values = trainer.reduced()  # waits for the device
+            seconds.append(time.perf_counter() - started)
+        return DryRun(
+            ranks=engine.world.size,
+            seconds=tuple(seconds),
+            values=values,
+            parameters=parameters,
+            checkpoint_bytes=engine.checkpoint_bytes(),
+            free_bytes=shutil.disk_usage(existing(config.folder)).free,
+            peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else None,
+        )
+    finally:
+        engine.close()
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,137 @@
+"""The folder of a run: who may write to it, and what identifies the run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from data_tools.errors import UserError
+from pretrain.config.load import build_config
+from pretrain.config.sections import Config
+from pretrain.config.show import flatten, to_dict
+
+# What may change between two starts of the same run without making it another run.
+FREE_SECTIONS = ("name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe")
+FREE_KEYS = (
+    "init_from",
+    "allow_keys",
+    "encoder.from_pretrained",
+    "data.workers",
+    "data.worker_kind",
+    "data.path",
+    "data.max_damage_rate",
+    "train.micro_batch_size",
+    "train.max_skipped_steps",
+    "train.spike_sigma",
+    "train.hang_timeout",
+    "train.deterministic",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.attention",
+)
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key may change; a free key may be a mapping, whose own keys are free with it."""
+    return key.split(".", maxsplit=1)[0] in FREE_SECTIONS or any(
+        key == f or key.startswith(f"{f}.") for f in FREE_KEYS
+    )
+
+
+class RunFolder:
+    """`runs/<name>`, locked for one job at a time by rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_file: IO[str] | None = None
+
+    def open(self, config: Config) -> str:
+        """Create or reopen the folder, write `config.yaml`, and return the run's id.
+
+        Raises:
+            UserError: another job writes here, the folder cannot be written, or it holds a different run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock_file = (self.path / "lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another run_dir"
+            ) from None
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self.path}: another job is running in this folder; choose another run_dir"
+            ) from None
+        self.refuse_other_run(config)
+        write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        return self.run_id()
+
+    def refuse_other_run(self, config: Config) -> None:
+        saved = self.path / "config.yaml"
+        if saved.exists() and (self.path / "checkpoints").is_dir():
+            before = yaml.safe_load(saved.read_text()) or {}
+            remedy = "choose another run_dir (or name), or delete the folder to start over"
+            refuse_other_config(str(self.path), before, to_dict(config), remedy)
+
+    def run_id(self) -> str:
+        path = self.path / "run.json"
+        if not path.exists():
+            write_text(path, json.dumps({"id": secrets.token_hex(4)}))
+        return str(json.loads(path.read_text())["id"])
+
+    def take_id(self, run_id: str) -> str:
+        """Be the folder of that run again."""
+        write_text(self.path / "run.json", json.dumps({"id": run_id}))
+        return run_id
+
+    def close(self) -> None:
+        if self.lock_file:
+            self.lock_file.close()
+
+
+def refuse_other_config(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    """Raise a `UserError` where the configuration that a place holds is that of a different run.
+
+    Settings that are newer than that run had their defaults in it.
+    """
+    with suppress(UserError):  # it has settings that are there no more: all differences count
+        before = to_dict(build_config(before))
+    before, now = flatten(before), flatten(now)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not is_free(key):
+            raise UserError(
+                f"{place}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; {remedy}"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_run_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration that a run folder holds.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{run}: not a run folder (no config.yaml); give the folder that a run wrote, e.g. runs/mae_digits"
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

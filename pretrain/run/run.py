@@ -1,0 +1,242 @@
+"""A run, from its configuration to its report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_tools.dataset import Dataset
+from data_tools.loader import Loader
+from pretrain.checkpoint.saving import Checkpoints
+from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
+from pretrain.config.check import check_world_size
+from pretrain.config.sections import Config
+from pretrain.config.show import to_dict
+from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
+from pretrain.encoders import encoder_class
+from pretrain.engine import start_engine
+from pretrain.engine.base import Engine, World, timeout
+from pretrain.evaluation.probes import OnlineProbe
+from pretrain.guards.preemption import StopRequest
+from pretrain.guards.watchdog import SHARE_OF_TIMEOUT, Watchdog
+from pretrain.metering.communication import CommunicationSampler
+from pretrain.metering.flops import step_flops
+from pretrain.metering.meter import Meter
+from pretrain.metering.peak import device_peak
+from pretrain.metering.profiling import Profiling, check_profiling
+from pretrain.objectives import objective_class
+from pretrain.objectives.base import Objective
+from pretrain.optim.build import build_optimizer
+from pretrain.optim.groups import check_rules
+from pretrain.report.report import write_report
+from pretrain.run.folder import RunFolder
+from pretrain.tracking import Tracker
+from pretrain.trainer import Hook, Tracks, Trainer, seed_of
+from pretrain.weights.start import fetch_starting_weights, load_starting_weights
+
+log = logging.getLogger(__name__)
+PICTURE_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left."""
+
+    folder: Path
+    steps: int
+    finished: bool
+    """Whether the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
+
+
+def run(config: Config) -> Result:
+    """Pretrain as `config` says, from the newest checkpoint of its folder if there is one. Call on every rank.
+
+    Raises:
+        UserError: settings or data are wrong; nothing has been started then.
+    """
+    check_world_size(config, World.from_environment().size)
+    sources = open_sources(config.data)
+    objective = build_objective(config, first_of(sources))
+    copies = Copies(config.checkpoint)
+    check_profiling(config.tracking)
+    total_steps = count_steps(config, sources)
+    engine = start_engine(config)
+    try:
+        steps = train(config, objective, sources, engine, total_steps, copies)
+    finally:
+        engine.close()
+    return Result(config.folder, steps, steps == total_steps)
+
+
+def build_objective(config: Config, dataset: Dataset) -> Objective:
+    """Encoder and objective with the weights that the seed gives, the same on every rank."""
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    encoder = encoder_class(config.encoder.name)(config.encoder, dataset)
+    objective: Objective = objective_class(config.objective.name)(config.objective, encoder, dataset)
+    check_rules(config, objective)
+    return objective
+
+
+def train(
+    config: Config,
+    objective: Objective,
+    sources: Sources,
+    engine: Engine,
+    total_steps: int,
+    copies: Copies,
+) -> int:
+    """Everything between a started engine and a written report; the steps that are done then."""
+    folder = RunFolder(config.folder)
+    is_main_process = engine.world.rank == 0
+    try:
+        run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies))
+        loaded = []
+        if found.path is None and not found.broken:
+            on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
+            loaded = load_starting_weights(config, objective)
+        flops = flops_per_sample(config, objective, sources) if is_main_process else None
+        engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
+        loader = build_loader(config, objective, sources, engine.world)
+        identity = identity_of(run_id, config)
+        checkpoints = Checkpoints(
+            folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
+        )
+        meter = build_meter(config, engine, flops)
+        trainer = Trainer(
+            config, objective, loader, engine, total_steps, checkpoints=checkpoints, meter=meter
+        )
+        resumed = trainer.resume()
+        if is_main_process:
+            trainer.tracker = Tracker(
+                folder.path, config.tracking, to_dict(config), total_steps, run_id, trainer.step
+            )
+            for report in loaded:
+                print(report, flush=True)
+                trainer.tracker.event("loaded", trainer.step, report.values())
+            if resumed is not None:
+                trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
+        trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
+        fit(trainer)
+        if is_main_process:
+            try:
+                write_report(folder.path)
+            except OSError as error:  # a full disk must not make a finished run a failed one
+                log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
+        return trainer.step
+    finally:
+        folder.close()
+
+
+def fit(trainer: Trainer) -> None:
+    """Train to the end, and tell the tracker how it ended."""
+    started, status = time.perf_counter(), "failed"
+    try:
+        with StopRequest() as trainer.stop_request, guard_against_hangs(trainer):
+            finished = trainer.fit()
+        status = "finished" if finished else "preempted"
+        if trainer.tracker:
+            kind = "end" if finished else "preempted"
+            trainer.tracker.event(kind, trainer.step, {"seconds": time.perf_counter() - started})
+    finally:
+        if trainer.tracker:
+            trainer.tracker.close(status)
+
+
+@contextmanager
+def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
+    """Within it, a rank that makes no progress writes its stacks and ends."""
+    seconds = trainer.config.train.hang_timeout
+    limit = SHARE_OF_TIMEOUT * timeout().total_seconds() if seconds is None else seconds
+    with Watchdog(trainer.config.folder / "stacks", trainer.engine.world.rank, limit) as watchdog:
+        trainer.heartbeat = watchdog.heartbeat
+        yield
+
+
+def build_hooks(
+    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
+) -> tuple[Hook, ...]:
+    """Pictures and probes, as often as the configuration asks for them."""
+    hooks = []
+    if every := config.tracking.picture_every:
+        hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
+    if config.probe.every:
+        hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker)))
+    return tuple(hooks)
+
+
+def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> float | None:
+    """Model FLOPs of a step, for each sample of the batch. The objective is as built, on the CPU."""
+    share = config.train.global_batch_size // World.from_environment().size
+    size = min(config.train.micro_batch_size or share, share)
+    stream = build_stream(config, sources)
+    batch = next(iter(Loader(stream, objective.example, seed=config.seed, global_batch_size=size)))
+    flops = step_flops(objective, batch.micro_batches[0])
+    return None if flops is None else flops / size
+
+
+def build_meter(config: Config, engine: Engine, flops: float | None) -> Meter:
+    """What tells of speed on the logged lines, and records the profile where that is asked for."""
+    tracking, world = config.tracking, engine.world
+    return Meter(
+        engine,
+        sampler=CommunicationSampler(tracking.communication_every, world.size),
+        profiling=Profiling(tracking, config.folder / "profile", world.rank),
+        tokens_per_sample=config.data.sequence_length or getattr(config.encoder, "max_length", None),
+        flops_per_sample=flops,
+        peak_flops=device_peak(engine.device, config.train.precision, tracking.peak_tflops),
+    )
+
+
+def picture_hook(
+    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
+) -> Any:
+    """Always the same samples with the same things hidden, so that pictures of different steps can be compared."""
+    stream = build_stream(config, sources)
+    loader = Loader(stream, objective.example, seed=config.seed, global_batch_size=PICTURE_SAMPLES)
+    batch = next(iter(loader)).micro_batches[0]
+    on_device = {
+        name: value.to(engine.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
+    }
+
+    def hook(step: int) -> None:
+        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+            picture = objective.picture(on_device)
+        if tracker and picture is not None:
+            tracker.picture(step, picture)
+
+    return hook
+
+
+def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
+    probe = OnlineProbe(config.probe)
+
+    def hook(step: int) -> None:
+        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+            values = probe.measure(objective.encode, objective.view, engine.device)
+        if tracker:
+            tracker.probe(step, values)
+
+    return hook
+
+
+@contextmanager
+def evaluating(objective: Objective) -> Iterator[None]:
+    """No gradients, dropout off, and the random state as it was afterwards."""
+    roles: list[nn.Module] = list(objective.roles.values())
+    modes = [role.training for role in roles]
+    for role in roles:
+        role.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for role, mode in zip(roles, modes, strict=True):
+            role.train(mode)

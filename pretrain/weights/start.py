@@ -1,0 +1,105 @@
+"""Where a new run's weights come from: its seed, a `transformers` folder, or another run. A resumed run needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UserError
+from data_tools.remote import is_remote
+from pretrain.checkpoint.folder import find_fault, newest_valid
+from pretrain.checkpoint.store import download_newest
+from pretrain.checkpoint.weights import read_weights, saved_shapes
+from pretrain.config.sections import Config
+from pretrain.objectives.base import Objective
+from pretrain.weights.fit import LoadingReport, load_pretrained
+from pretrain.weights.from_transformers import enumerated
+
+FETCHED = "init_from"
+"""Where a run keeps the checkpoint that it has started from, if that came from a URL."""
+
+
+def load_starting_weights(config: Config, objective: Objective) -> list[LoadingReport]:
+    """Load what `encoder.from_pretrained` and `init_from` name.
+
+    Called before an engine spreads the roles, on every rank.
+
+    Raises:
+        UserError: nothing to load there, or it does not fit the roles.
+    """
+    reports = []
+    if folder := getattr(config.encoder, "from_pretrained", None):
+        reports.append(load_pretrained(objective.encoder, Path(folder), config.allow_keys))
+    if config.init_from:
+        source = config.folder / FETCHED if is_remote(config.init_from) else Path(config.init_from)
+        reports.append(load_roles(find_checkpoint(source), objective, config.allow_keys))
+    return reports
+
+
+def fetch_starting_weights(config: Config) -> None:
+    """Copy what `init_from` names into the run's folder, where it is a URL. Called on rank 0.
+
+    Raises:
+        UserError: it has no valid checkpoint, or is out of reach.
+    """
+    if config.init_from and is_remote(config.init_from):
+        download_newest(config.init_from, config.folder / FETCHED / "checkpoints")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: one itself, or the newest valid one of a run folder."""
+    if (path / "checkpoints").is_dir():
+        checkpoint, broken = newest_valid(path / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"init_from={path}: has no valid checkpoint ({'; '.join(broken) or 'none yet'})")
+        return checkpoint
+    if not path.is_dir():
+        raise UserError(f"init_from={path}: no such folder; give a run folder or one of its checkpoints")
+    fault = find_fault(path)
+    if fault:
+        raise UserError(f"init_from={path}: neither a run folder nor a valid checkpoint ({fault})")
+    return path
+
+
+def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] = ()) -> LoadingReport:
+    """Take the weights of all roles, averaged where they were, from a checkpoint of any engine and world size.
+
+    Args:
+        allowed: patterns of tensors (`encoder.model.*`, `decoder.*`) that either side may lack.
+    """
+    saved = saved_shapes(checkpoint)
+    own = {role: module.state_dict() for role, module in objective.roles.items()}
+    wanted = {f"{role}.{name}": tensor for role, state in own.items() for name, tensor in state.items()}
+    refuse_gaps(checkpoint, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, allowed)
+    both = {
+        role: {name: tensor for name, tensor in state.items() if f"{role}.{name}" in saved}
+        for role, state in own.items()
+    }
+    read_weights(checkpoint, both)
+    for role, module in objective.roles.items():
+        module.load_state_dict({**own[role], **both[role]})
+    loaded = sum(len(state) for state in both.values())
+    missing, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused)
+
+
+def refuse_gaps(
+    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: Iterable[str]
+) -> None:
+    """Raise a `UserError` naming every tensor that is missing, unexpected or of another shape."""
+    faults = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
+    faults |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
+    faults = {n: f for n, f in faults.items() if not any(fnmatch(n, pattern) for pattern in allowed)}
+    faults |= {
+        name: f"of shape {saved[name]}, not {wanted[name]}"
+        for name in sorted(saved.keys() & wanted.keys())
+        if saved[name] != wanted[name]
+    }
+    if faults:
+        example = f"allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
+        raise UserError(
+            f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}: "
+            + enumerated([f"{name} is {fault}" for name, fault in faults.items()])
+        )
