@@ -7,11 +7,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -105,6 +106,13 @@ def _stack(first: Any, values: list[Any]) -> Tensor:
 
 
 _MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
+Pool = TypeVar("Pool", ThreadPoolExecutor, ProcessPoolExecutor)
+
+
+def pin(made: _MicroBatch) -> _MicroBatch:
+    """The micro-batch in page-locked memory, which a copy to the device does not wait for; a copy itself."""
+    batch, keys, damages = made
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}, keys, damages
 
 
 def make_micro_batch(
@@ -146,8 +154,9 @@ class Loader:
     """Endless steps of a stream for one rank of ``world_size``.
 
     Step t of a run holds positions [tB, (t + 1)B) for the global batch size B; rank r takes those ≡ r (mod world
-    size), in micro-batches. ``workers`` = 0 prepares batches in the caller's thread. ``batch_size_warmup`` holds
-    stages (global batch size, steps) that come before B.
+    size), in micro-batches. ``workers`` prepare them ahead, threads or processes; 0 prepares them in the caller's
+    thread when they are taken. ``pin_memory`` page-locks them, in a worker thread where there are workers.
+    ``batch_size_warmup`` holds stages (global batch size, steps) that come before B.
     """
 
     def __init__(
@@ -178,7 +187,7 @@ class Loader:
         self.workers, self.worker_kind, self.pin_memory = workers, worker_kind, pin_memory
         self.position = start
         self.ledger = Ledger(max_damage_rate)
-        self._executor: Executor | None = None
+        self._pools = ExitStack()
         self._stale = False  # what was prepared ahead is no longer what is wanted
 
     def _mine(self, position: int) -> Int64Array:
@@ -206,7 +215,7 @@ class Loader:
             while True:
                 advance()
                 parts = self._micro_positions(self.position)
-                yield self._step([make_micro_batch(self.stream, self.transform, self.seed, p) for p in parts])
+                yield self._step([self._make(positions) for positions in parts])
         submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
         ahead = self.position
@@ -224,27 +233,41 @@ class Loader:
             self.close()
 
     def _start_pool(self) -> Callable[[Int64Array], Future[_MicroBatch]]:
+        """Start the workers; what is returned has a micro-batch made by one of them."""
         self.close()
-        work = (self.stream, self.transform, self.seed)
         if self.worker_kind == "thread":
-            threads = self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="data")
-            return lambda positions: threads.submit(make_micro_batch, *work, positions)
+            threads = self._open(ThreadPoolExecutor(self.workers, thread_name_prefix="data"))
+            return lambda positions: threads.submit(self._make, positions)
         # spawn: a fork would copy locks that the parent's threads (torch, CUDA) hold
-        processes = self._executor = ProcessPoolExecutor(
-            self.workers, get_context("spawn"), _start_worker, work
-        )
-        return lambda positions: processes.submit(_work, positions)
+        work = (self.stream, self.transform, self.seed)
+        processes = self._open(ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, work))
+        if not self.pin_memory:
+            return lambda positions: processes.submit(_work, positions)
+        pinner = self._open(ThreadPoolExecutor(1, thread_name_prefix="pin"))
+
+        def submit(positions: Int64Array) -> Future[_MicroBatch]:
+            made = processes.submit(_work, positions)
+            return pinner.submit(lambda: pin(made.result()))
+
+        return submit
+
+    def _open(self, pool: Pool) -> Pool:
+        self._pools.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
+
+    def _make(self, positions: Int64Array) -> _MicroBatch:
+        made = make_micro_batch(self.stream, self.transform, self.seed, positions)
+        return pin(made) if self.pin_memory else made
 
     def _step(self, parts: list[_MicroBatch]) -> Step:
         damages = [damage for _, _, found in parts for damage in found]
         self.ledger.add(damages, sum(len(keys) for _, keys, _ in parts))
-        batches = [batch for batch, _, _ in parts]
-        if self.pin_memory and torch.cuda.is_available():
-            batches = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches]
         position = self.position
         self.position = self._next(position)
         epoch = position // self.stream.samples_per_epoch
-        return Step(position, epoch, batches, [keys for _, keys, _ in parts], damages)
+        return Step(
+            position, epoch, [batch for batch, _, _ in parts], [keys for _, keys, _ in parts], damages
+        )
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change a mixture's weights from the next step on; all ranks must do so at the same step."""
@@ -255,9 +278,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers; what they prepared ahead is dropped."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        self._pools.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the steps taken so far, and what the stream's order depends on."""

@@ -15,7 +15,8 @@ from data_tools.decode import DecodeOptions, Sample
 from data_tools.errors import UserError
 from data_tools.fetch import Needs, ReadAhead
 from data_tools.order import SHUFFLE_MEMORY, Layout, Order, choose_layout, derive_key
-from data_tools.packing import WINDOW, RowPlan, best_fit_rows, cut_rows
+from data_tools.packing import WINDOW
+from data_tools.packing_table import find_row_plan
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,7 @@ class PackedStream:
         known = self.dataset.lengths
         self.method = method or ("cut" if known is None else "best_fit")
         lengths = measure_lengths(self.dataset) if known is None else known
-        self.plan: RowPlan = {
-            "best_fit": lambda: best_fit_rows(lengths, length, window),
-            "cut": lambda: cut_rows(lengths, length),
-        }[self.method]()
+        self.plan = find_row_plan(lengths, length, self.method, window, self.dataset.folder)
         self._window = window
         if not self.plan.rows:
             raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")

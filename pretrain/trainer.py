@@ -18,10 +18,11 @@ from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.sections import Config
 from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
+from pretrain.engine.feed import Feed
 from pretrain.guards.out_of_memory import explain_out_of_memory
 from pretrain.guards.preemption import StopRequest
 from pretrain.metering.meter import Meter
-from pretrain.objectives.base import Batch, Metric, Objective, Phase
+from pretrain.objectives.base import Metric, Objective, Phase
 from pretrain.optim.schedules import learning_rate
 from pretrain.tracking.pictures import Picture
 
@@ -73,6 +74,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.hooks = hooks
         self.meter = meter or Meter(engine)
+        self.feed = Feed(engine.device)
         self.step = 0
         self.phases = objective.phases()
         self.values: dict[str, Tensor] = {}
@@ -187,8 +189,8 @@ class Trainer:
         self.stopping |= asked > 0
         scale = 1.0 / max(count, 1.0)
         torch.manual_seed(seed_of(self.config.seed, self.step, phase.name, self.engine.world.rank))
-        for i, batch in enumerate(micro_batches):
-            loss = self.engine.backward(phase, self.to_device(batch), scale, last=i == len(micro_batches) - 1)
+        for i, batch in enumerate(self.feed.copy(micro_batches)):
+            loss = self.engine.backward(phase, batch, scale, last=i == len(micro_batches) - 1)
             for name, value in {"loss": loss.sum, **loss.metrics}.items():
                 self.add(self.label(phase, name), value, scale)
         factor = learning_rate(self.step, self.total_steps, self.config.schedule)
@@ -205,10 +207,6 @@ class Trainer:
             self.counts[label] = self.counts.get(label, 0) + count.double()
             scale = 1.0
         self.values[label] = self.values.get(label, 0) + value.detach().double() * scale
-
-    def to_device(self, batch: Batch) -> Batch:
-        move = self.engine.device
-        return {k: v.to(move, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def label(self, phase: Phase, name: str) -> str:
         return name if len(self.phases) == 1 else f"{phase.name}/{name}"

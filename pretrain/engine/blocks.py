@@ -16,6 +16,8 @@ from torch.utils.checkpoint import (
 from transformers import PreTrainedConfig
 
 from data_tools.errors import UserError
+from pretrain.config.sections import TrainConfig
+from pretrain.objectives.base import Objective
 from pretrain.ops.attention import FLEX, VARLEN
 
 aten = torch.ops.aten
@@ -37,6 +39,8 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 """What the families call the dropout of attention weights."""
 FLASH_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs that torch's flash kernels run on (Ampere)."""
+NARROW = ("bf16", "fp16", "fp8")
+"""Precisions whose attention computes in 16 bits."""
 
 
 def find_blocks(role: nn.Module) -> list[nn.Module]:
@@ -89,6 +93,24 @@ def replace_forward(module: nn.Module, change: Callable[[Any], Any]) -> None:
     module.forward = change(module.forward)
 
 
+def choose_attention(train: TrainConfig, objective: Objective) -> str | None:
+    """What `train.attention` says; where it says nothing, varlen for text on a GPU that has its kernel.
+
+    Of rows of documents, sdpa takes a dense (B, 1, L, L) mask, which no fused kernel likes. None: the encoder's choice.
+    """
+    if train.attention or getattr(objective.encoder, "modality", None) != "text":
+        return train.attention
+    config = getattr(objective.encoder.model, "config", None)
+    drops = any(getattr(config, name, 0) for name in ATTENTION_DROPOUT)
+    return VARLEN if has_varlen_kernel(train.precision) and not drops else None
+
+
+def has_varlen_kernel(precision: str) -> bool:
+    """Whether this machine's GPU runs torch's varlen flash kernel in `precision`."""
+    narrow = precision in NARROW
+    return narrow and torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLASH_CAPABILITY
+
+
 def set_attention(role: nn.Module, backend: str) -> None:
     """Choose the attention back end of every `transformers` layer in a role, decoders of our own included."""
     name = {"flex": FLEX, "varlen": VARLEN}.get(backend, backend)
@@ -118,7 +140,7 @@ def check_attention(backend: str | None, precision: str) -> None:
         if backend == "flex":
             raise UserError(f"{place}: needs an NVIDIA GPU, and this machine shows none; use sdpa or varlen")
         return
-    if backend == "varlen" and precision not in ("bf16", "fp16", "fp8"):
+    if backend == "varlen" and precision not in NARROW:
         raise UserError(
             f"{place}: on a GPU computes in 16 bits, not in train.precision={precision}; use bf16"
         )

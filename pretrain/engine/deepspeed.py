@@ -23,7 +23,13 @@ from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, trainees
-from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
+from pretrain.engine.blocks import (
+    check_attention,
+    choose_attention,
+    compile_role,
+    recompute_activations,
+    set_attention,
+)
 from pretrain.engine.config import DeepSpeedConfig
 from pretrain.engine.ds_config import build_ds_config
 from pretrain.engine.precision import AUTOCAST, check_precision, set_deterministic, set_matmul_precision
@@ -67,10 +73,11 @@ class DeepSpeedEngine(Engine):
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
         self.objective = objective
         self.refuse_fp32_phases()
+        attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
             role.to(self.device)
-            if self.train.attention:
-                set_attention(role, self.train.attention)
+            if attention:
+                set_attention(role, attention)
         self.trainable = {
             name: [p for p in m.parameters() if p.requires_grad] for name, m in objective.roles.items()
         }

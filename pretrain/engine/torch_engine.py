@@ -17,7 +17,13 @@ from torch.distributed.checkpoint.state_dict import (
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import Average, OptimizerAverage, WeightAverage, trained_parameters
 from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
-from pretrain.engine.blocks import check_attention, compile_role, recompute_activations, set_attention
+from pretrain.engine.blocks import (
+    check_attention,
+    choose_attention,
+    compile_role,
+    recompute_activations,
+    set_attention,
+)
 from pretrain.engine.precision import (
     AUTOCAST,
     Scaler,
@@ -54,10 +60,11 @@ class TorchEngine(Engine):
 
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
         self.objective = objective
+        attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
             role.to(self.device)
-            if self.train.attention:
-                set_attention(role, self.train.attention)
+            if attention:
+                set_attention(role, attention)
         self.trainees = trainees(objective)
         self.scalers = {name: Scaler(self.train.precision == "fp16", self.device) for name in self.trainees}
         self.guards = {p.name: SpikeGuard(self.train.spike_sigma, self.device) for p in objective.phases()}

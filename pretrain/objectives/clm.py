@@ -99,7 +99,8 @@ class CLM(Objective):
         tokens = prompts.long()
         for _ in range(new_tokens):
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-            hidden = self.roles["encoder"]({"tokens": tokens, "position_ids": positions})[:, -1]  # (B, D)
+            row = {"tokens": tokens, "position_ids": positions, "document_ids": torch.ones_like(tokens)}
+            hidden = self.roles["encoder"](row)[:, -1]  # (B, D)
             logits = nn.functional.linear(hidden, self.output_weight).float()  # (B, V)
             top, ids = logits.topk(min(TOP_K, logits.shape[1]))  # (B, k)
             chosen = torch.multinomial((top / TEMPERATURE).softmax(-1).cpu(), 1, generator=generator)

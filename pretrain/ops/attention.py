@@ -2,6 +2,7 @@
 
 `transformers` hands a mask of four dimensions to every layer as it is, whatever it is made of. So each back end gets a
 mask of its own making: booleans (sdpa), numbers to add (eager), blocks (flex), or only where documents begin (varlen).
+None of them makes the host wait for the device, given that the loader has counted the documents of varlen's rows.
 """
 
 from __future__ import annotations
@@ -26,20 +27,35 @@ compiled_create_block_mask = torch.compile(create_block_mask)
 """Uncompiled it would hold the dense (B, L, L) mask for a moment."""
 
 
-def document_mask(document_ids: Tensor, backend: str, window: int | None = None) -> Tensor | BlockMask:
+def attention_mask(
+    batch: dict[str, Any], backend: str, window: int | None = None, causal: bool = False
+) -> Tensor | BlockMask:
+    """What the layers take as the mask of a batch of rows: `document_ids` (B, L), and `document_starts` (B, K + 1).
+
+    Without `document_starts` varlen looks for them on the device, and the host waits.
+    """
+    if backend == VARLEN:  # a layer knows its window, and whether it is causal
+        starts = batch.get("document_starts")
+        return join_rows(find_document_starts(batch["document_ids"]) if starts is None else starts, batch)
+    return document_mask(batch["document_ids"], backend, window, causal)
+
+
+def document_mask(
+    document_ids: Tensor, backend: str, window: int | None = None, causal: bool = False
+) -> Tensor | BlockMask:
     """Every token sees its document, no farther than `window` tokens to either side where one is given.
 
     Args:
         document_ids: (B, L), the number of the document in its row, 0 for padding. Padding sees padding: none is blind.
-        backend: the model's `config._attn_implementation`.
+        backend: the model's `config._attn_implementation`, any but varlen.
+        causal: nothing of what follows is seen.
     """
-    if backend == VARLEN:  # a layer with a window knows it
-        return document_starts(document_ids)
     if backend == FLEX:
-        return document_blocks(document_ids, window)
+        return document_blocks(document_ids, window, causal)
     seen = same_document(document_ids)  # (B, 1, L, L)
-    if window is not None:
-        seen = seen & window_mask(seen.shape[-1], (window, window), seen.device)
+    if window is not None or causal:
+        reach = -1 if window is None else window
+        seen = seen & window_mask(seen.shape[-1], (reach, 0 if causal else reach), seen.device)
     if backend == "eager":  # adds the mask to the scores, where true would be a mere 1
         return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, torch.finfo(torch.float32).min)
     return seen
@@ -58,27 +74,41 @@ def window_mask(length: int, window: tuple[int, int], device: torch.device) -> T
     return (offset >= -left) & (offset <= right)
 
 
-def document_blocks(document_ids: Tensor, window: int | None) -> BlockMask:
+def document_blocks(document_ids: Tensor, window: int | None, causal: bool = False) -> BlockMask:
     """FlexAttention's mask (Dong et al. 2024, arXiv:2412.05496): blocks in which nobody sees anybody are skipped."""
     rows, length = document_ids.shape
     reach = length if window is None else window
 
     def seen(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (document_ids[row, query] == document_ids[row, key]) & ((query - key).abs() <= reach)
+        near = (query - key <= reach) & (key - query <= (0 if causal else reach))
+        return (document_ids[row, query] == document_ids[row, key]) & near
 
     return compiled_create_block_mask(seen, rows, None, length, length, document_ids.device)
 
 
-def document_starts(document_ids: Tensor) -> Tensor:
-    """Where documents begin in the rows laid end to end, and where the last one ends: (B, L) → (1, 1, 1, N + 1) int32.
+def find_document_starts(document_ids: Tensor) -> Tensor:
+    """Where the documents of each row begin: (B, L) → (B, K + 1) int32, with L where a row has fewer than K.
 
-    A document is a run of one number within a row; the padding of a row is a document too. Counting them is the only
-    time in a forward pass that the host waits for the device.
+    A document is a run of one number within a row; the padding of a row is a document too. K, the most documents of
+    any row, is asked of the device that `document_ids` lie on: the loader asks the host.
     """
+    length = document_ids.shape[1]
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]  # (B, L)
-    starts = begins.flatten().nonzero().flatten()  # (N,)
-    return F.pad(starts, (0, 1), value=document_ids.numel()).int().view(1, 1, 1, -1)
+    at = torch.arange(length, device=begins.device).where(begins, length)  # (B, L)
+    most = int(begins.sum(1).max())
+    return F.pad(at.sort(1).values[:, :most], (0, 1), value=length).int()
+
+
+def join_rows(document_starts: Tensor, batch: dict[str, Any]) -> Tensor:
+    """The same with the rows laid end to end, as kernels want it: (B, K + 1) → (1, 1, 1, B·K + 1) int32, ascending.
+
+    A row with fewer than K documents has empty ones at its end.
+    """
+    rows, length = batch["document_ids"].shape
+    offsets = torch.arange(0, rows * length, length, dtype=torch.int32, device=document_starts.device)
+    starts = (document_starts[:, :-1] + offsets.unsqueeze(1)).flatten()  # (B·K,)
+    return F.pad(starts, (0, 1), value=rows * length).view(1, 1, 1, -1)
 
 
 def varlen_attention(
@@ -95,7 +125,7 @@ def varlen_attention(
 
     Args:
         query: (B, H, L, D); `key` and `value` may have fewer heads, each for a group of the query's.
-        attention_mask: of `document_starts`. Any other, or none, makes this `transformers`' sdpa: images and decoders
+        attention_mask: of `join_rows`. Any other, or none, makes this `transformers`' sdpa: images and decoders
             have no documents.
         sliding_window: one more than what a token sees to either side (`transformers`' way of counting).
     Returns:
@@ -132,7 +162,7 @@ def attend_by_document(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, window: tuple[int, int], scaling: float | None
 ) -> Tensor:
     """The mathematics of `varlen_attn` on any device and in any precision: (T, H, D) → (T, H, D)."""
-    lengths = starts.diff().tolist()
+    lengths = [n for n in starts.diff().tolist() if n]
     seen = window_mask(max(lengths), window, q.device) if window[0] >= 0 else None  # causal needs none
     attend: Any = partial(
         F.scaled_dot_product_attention, is_causal=window == (-1, 0), scale=scaling, enable_gqa=True

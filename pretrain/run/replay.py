@@ -125,7 +125,7 @@ def sample_losses(trainer: Trainer, phase: Phase, batch: Step) -> list[tuple[str
     with trainer.engine.unsharded(), evaluating(objective):
         for keys, micro in zip(batch.keys, batch.micro_batches, strict=True):
             for i, key in enumerate(keys):
-                one = trainer.to_device({name: value[i : i + 1] for name, value in micro.items()})
+                (one,) = trainer.feed.copy([{name: value[i : i + 1] for name, value in micro.items()}])
                 loss = objective.loss(phase, one).sum / max(objective.count(phase, one), 1.0)
                 found.append((key, float(loss)))
     return found

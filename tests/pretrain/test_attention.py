@@ -27,7 +27,8 @@ from pretrain.ops.attention import (
     attend_by_document,
     document_blocks,
     document_mask,
-    document_starts,
+    find_document_starts,
+    join_rows,
     same_document,
     window_mask,
 )
@@ -136,9 +137,16 @@ def test_compiled_blocks_with_varlen_give_the_same_gradients(family, data):
 
 
 def test_documents_begin_where_the_number_changes_and_in_each_row():
-    assert document_starts(SEGMENTS).tolist() == [[[[0, 3, 5, 6, 7, 10, 12]]]]
-    assert document_starts(SEGMENTS).dtype == torch.int32
-    assert document_starts(torch.ones(2, 4)).flatten().tolist() == [0, 4, 8]
+    starts = find_document_starts(SEGMENTS)
+    assert starts.dtype == torch.int32 and starts.shape == (2, 4)
+    joined = join_rows(starts, {"document_ids": SEGMENTS}).flatten()
+    assert joined.dtype == torch.int32 and joined.unique().tolist() == [0, 3, 5, 6, 7, 10, 12]
+    assert find_document_starts(torch.ones(2, 4)).tolist() == [[0, 4], [0, 4]]
+    uneven = torch.tensor([[1, 1, 2, 3], [1, 1, 1, 1]])
+    assert find_document_starts(uneven).tolist() == [[0, 2, 3, 4], [0, 4, 4, 4]]
+    assert join_rows(find_document_starts(uneven), {"document_ids": uneven}).tolist() == [
+        [[[0, 2, 3, 4, 8, 8, 8]]]
+    ]
 
 
 def test_the_mask_of_eager_is_added_to_the_scores():
@@ -150,13 +158,13 @@ def test_the_mask_of_eager_is_added_to_the_scores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 1])
-def test_the_block_mask_sees_what_the_dense_mask_sees(window):
+@pytest.mark.parametrize(("window", "causal"), [(None, False), (1, False), (None, True)])
+def test_the_block_mask_sees_what_the_dense_mask_sees(window, causal):
     document_ids = torch.arange(512).expand(2, -1) // torch.tensor([[70], [90]])
-    blocks = document_blocks(document_ids, window)
+    blocks = document_blocks(document_ids, window, causal)
     at = torch.arange(512)
     seen = blocks.mask_mod(torch.arange(2).view(2, 1, 1), None, at.view(512, 1), at)  # type: ignore[call-arg]
-    assert torch.equal(seen.unsqueeze(1), document_mask(document_ids, "sdpa", window))
+    assert torch.equal(seen.unsqueeze(1), document_mask(document_ids, "sdpa", window, causal))
     assert blocks.sparsity() > 30  # per cent of 4 × 4 blocks: only neighbours share a document
 
 
@@ -164,7 +172,9 @@ def test_the_block_mask_sees_what_the_dense_mask_sees(window):
 def test_attending_by_document_is_attention_under_a_mask_for_grouped_heads(window):
     torch.manual_seed(0)
     q, k, v = (torch.randn(12, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))  # (T, H, D)
-    found = attend_by_document(q, k, v, document_starts(SEGMENTS).flatten(), window, 0.3)
+    found = attend_by_document(
+        q, k, v, join_rows(find_document_starts(SEGMENTS), {"document_ids": SEGMENTS}).flatten(), window, 0.3
+    )
     seen = same_document(SEGMENTS) & window_mask(6, window, q.device)
     q, k, v = (x.unflatten(0, (2, 6)).transpose(1, 2) for x in (q, k, v))  # (B, H, L, D)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.3, enable_gqa=True)

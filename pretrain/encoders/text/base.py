@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, field
 from pretrain.encoders.text.tokenizer import copy_tokenizer, find_tokenizer, open_tokenizer
-from pretrain.ops.attention import VARLEN, document_starts
+from pretrain.ops.attention import attention_mask
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -55,7 +55,7 @@ class TextEncoder(Encoder):
         if not 0 < config.max_length <= self.max_positions:
             raise UserError(
                 f"encoder.max_length={config.max_length}: must lie between 1 and the encoder's {self.max_positions} "
-                "position_ids"
+                "positions"
             )
 
     def build(self) -> nn.Module:
@@ -186,8 +186,8 @@ class BidirectionalTextEncoder(TextEncoder):
 class CausalTextEncoder(TextEncoder):
     """Every token sees its own document up to itself.
 
-    Restarting positions, no mask and no cache: from these `transformers` builds the mask that keeps documents apart.
-    With a cache or a mask of padding it would let them leak. The varlen back end is told where documents begin.
+    The mask that keeps documents apart is ours. `transformers` would make one of restarting positions, but waits for
+    the device to learn whether there are any; with a cache it would let documents leak.
     """
 
     causal = True
@@ -198,6 +198,6 @@ class CausalTextEncoder(TextEncoder):
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["position_ids"].long(),
-            attention_mask=document_starts(batch["document_ids"]) if self.attention == VARLEN else None,
+            attention_mask=attention_mask(batch, self.attention, causal=True),
             use_cache=False,
         ).last_hidden_state

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
-from pretrain.ops.attention import document_mask
+from pretrain.ops.attention import attention_mask
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class BertEncoder(BidirectionalTextEncoder):
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["position_ids"].long(),
-            attention_mask=document_mask(batch["document_ids"], self.attention),
+            attention_mask=attention_mask(batch, self.attention),
         ).last_hidden_state
 
     def prediction_transform(self) -> nn.Module:

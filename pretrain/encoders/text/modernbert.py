@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertModel
 
 from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
-from pretrain.ops.attention import VARLEN, document_mask
+from pretrain.ops.attention import VARLEN, attention_mask
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class ModernBertEncoder(BidirectionalTextEncoder):
         The model ignores documents that only `position_ids` tell apart, so both of its masks are given.
         """
         self.check_length(batch["tokens"])
-        document_ids, window = batch["document_ids"], self.model.config.sliding_window
-        full = document_mask(document_ids, self.attention)
-        local = full if self.attention == VARLEN else document_mask(document_ids, self.attention, window)
+        full, window = attention_mask(batch, self.attention), self.model.config.sliding_window
+        local = full if self.attention == VARLEN else attention_mask(batch, self.attention, window)
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["position_ids"].long(),
