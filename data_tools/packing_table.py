@@ -96,8 +96,10 @@ def write_row_plan(folder: Path, plan: RowPlan) -> None:
 @lru_cache(maxsize=32)
 def read_row_plan(place: Path, length: int) -> KeptPlan:
     """Memory-mapped: all processes of a machine share its pages."""
-    arrays = [np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS]
-    return KeptPlan(length, *arrays, place=place)
+    row_start, document, start, size = (
+        np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+    )
+    return KeptPlan(length, row_start, document, start, size, place)
 
 
 @contextmanager
