@@ -7,6 +7,7 @@ None of them makes the host wait for the device, given that the loader has count
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ VARLEN = "varlen"
 """The name under which `transformers` knows `varlen_attention`."""
 FLEX = "flex_attention"
 
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether torch's varlen kernel shares heads of keys and values by itself (not in 2.11)."""
 compiled_create_block_mask = torch.compile(create_block_mask)
 """Uncompiled it would hold the dense (B, L, L) mask for a moment."""
 
@@ -143,8 +146,11 @@ def varlen_attention(
     starts = attention_mask.flatten()  # (N + 1,)
     if has_kernel(q):
         # No document is longer than a row: this bound costs no wait for the device and no recompilation.
+        if not GROUPED:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped: Any = {"enable_gqa": True} if GROUPED else {}
         out: Any = varlen_attn(
-            q, k, v, starts, starts, length, length, scale=scaling, window_size=window, enable_gqa=True
+            q, k, v, starts, starts, length, length, scale=scaling, window_size=window, **grouped
         )
     else:
         out = attend_by_document(q, k, v, starts, window, scaling)
