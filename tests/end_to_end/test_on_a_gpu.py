@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from pretrain.tracking.metrics import read_metrics
-from tests.distributed.curves import CASES
+from tests.distributed.curves import CASES, build_trainer
 from tests.processes import run
 
 SETTINGS = ["train.steps=10", "train.global_batch_size=16", "tracking.log_every=1", "tracking.wandb.mode=disabled",
-            "tracking.picture_every=0", "probe.every=0"]  # fmt: skip
+            "tracking.picture_every=5"]  # fmt: skip
 WIDER = {
-    "mae": ["encoder.hidden_size=64"],
+    "mae": ["encoder.hidden_size=64", "probe.every=5", "probe.train_samples=200", "probe.test_samples=100"],
     "mlm": ["encoder.hidden_size=64"],
     "clm": ["encoder.n_embd=64"],
 }
@@ -53,3 +53,21 @@ def test_bf16_follows_fp32(tmp_path, case):
         )
         found[precision] = [line["loss"] for line in read_metrics(folder) if line["kind"] == "train"]
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.03)
+
+
+@pytest.mark.parametrize("case", [*WIDER, "gan", "hard"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_no_step_waits_for_the_gpu(case, engine):
+    """Two steps warm up (kernels are loaded, FSDP sets itself up); in the next ones torch raises at a wait."""
+    overrides = [*WIDER.get(case, []), "train.precision=bf16", "train.ema_decay=0.9", f"engine={engine}"]
+    trainer = build_trainer(case, overrides)
+    steps = iter(trainer.loader)
+    for _ in range(2):
+        trainer.train_step(next(steps))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.train_step(next(steps))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.engine.close()
