@@ -9,6 +9,7 @@ everything by the real launchers instead, and so do tests that are about them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -173,11 +174,13 @@ def preload() -> None:
     import pretrain.release.release
     import pretrain.run.dry_run
     import pretrain.run.replay
+    from data_tools.errors import UserError
     from pretrain.encoders import ENCODERS
     from pretrain.objectives import OBJECTIVES
 
     assert ENCODERS and OBJECTIVES
-    pretrain.engine.deepspeed.import_deepspeed()
+    with contextlib.suppress(UserError):  # an extra that not every machine has
+        pretrain.engine.deepspeed.import_deepspeed()
     gc.freeze()  # or the first collection in every process would touch, and so copy, all that it shares with this one
 
 
