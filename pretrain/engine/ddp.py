@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +15,11 @@ from pretrain.engine.base import Trainee, World
 from pretrain.engine.config import DDPConfig
 from pretrain.engine.torch_engine import TorchEngine
 from pretrain.objectives.base import Phase
+
+KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers": False}
+"""No copying of rank 0's buffers before each forward pass: they are the same everywhere."""
+if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel.__init__).parameters:
+    KEEP_BUFFERS = {"broadcast_buffers": False}  # as torch 2.11 calls it
 
 
 class DDPEngine(TorchEngine):
@@ -32,10 +39,10 @@ class DDPEngine(TorchEngine):
         static = one_phase and not accumulates if self.ddp.static_graph is None else self.ddp.static_graph
         return DistributedDataParallel(
             trainee,
-            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
             find_unused_parameters=not one_phase and not static,
             static_graph=static,
+            **KEEP_BUFFERS,
         )
 
     @contextmanager
