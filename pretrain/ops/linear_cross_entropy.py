@@ -42,10 +42,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         inputs = (hidden, weight, bias)
         gradients = [
-            torch.zeros_like(x, dtype=wide(x)) if train and x is not None and x.requires_grad else None
+            torch.zeros_like(x, dtype=sum_dtype(x)) if train and x is not None and x.requires_grad else None
             for x in inputs
         ]
-        loss = hidden.new_zeros((), dtype=wide(hidden))
+        loss = hidden.new_zeros((), dtype=sum_dtype(hidden))
         right = torch.zeros_like(loss)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def score(logits: Tensor, target: Tensor, loss: Tensor, right: Tensor) -> Tensor:
     """Add a chunk's loss and hits to the sums; return the loss's gradient by the logits (C, V), in their precision."""
-    log_p = logits.to(wide(logits)).log_softmax(-1)  # (C, V)
+    log_p = logits.to(sum_dtype(logits)).log_softmax(-1)  # (C, V)
     valid = target != IGNORE
     index = target.clamp(min=0).unsqueeze(1)  # (C, 1)
     loss -= (log_p.gather(1, index).squeeze(1) * valid).sum()
@@ -92,6 +92,6 @@ def add_gradients(
         by_bias += by_logits.sum(0, dtype=by_bias.dtype)
 
 
-def wide(x: Tensor) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
     """The precision to sum in: at least fp32."""
     return torch.promote_types(x.dtype, torch.float32)
