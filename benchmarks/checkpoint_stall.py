@@ -29,7 +29,6 @@ class Sum:
 
     def __init__(self, layers: int, width: int) -> None:
         stack = nn.Sequential(*[nn.Linear(width, width) for _ in range(layers)])
-        self.encoder = stack
         self.roles = {"encoder": stack}
 
     def phases(self) -> list[Phase]:

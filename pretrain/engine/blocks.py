@@ -98,9 +98,10 @@ def choose_attention(train: TrainConfig, objective: Objective) -> str | None:
 
     Of rows of documents, sdpa takes a dense (B, 1, L, L) mask, which no fused kernel likes. None: the encoder's choice.
     """
-    if train.attention or getattr(objective.encoder, "modality", None) != "text":
+    encoder: Any = getattr(objective, "encoder", None)
+    if train.attention or getattr(encoder, "modality", None) != "text":
         return train.attention
-    config = getattr(objective.encoder.model, "config", None)
+    config = getattr(encoder.model, "config", None)
     drops = any(getattr(config, name, 0) for name in ATTENTION_DROPOUT)
     return VARLEN if has_varlen_kernel(train.precision) and not drops else None
 

@@ -17,7 +17,7 @@ def test_command_line_beats_recipe_beats_default():
     assert config.train.steps == 7
     assert config.train.clip_grad_norm == 1.0
     assert config.encoder.image_size == 28  # the recipe's
-    assert config.data.workers == 0  # the default
+    assert config.data.workers == 1  # the default
     assert origin["train.steps"] == "command line"
     assert origin["encoder.image_size"] == "mae_digits.yaml"
     assert "data.workers" not in origin

@@ -164,7 +164,8 @@ def test_a_continuation_follows_the_likeliest_tokens(data):
     written = objective.continue_from(prompts, 6)
     assert written.shape == (2, 11) and torch.equal(written[:, :5], prompts)
     positions = torch.arange(11).expand(2, -1)
-    hidden = objective.encoder({"tokens": written, "position_ids": positions})
+    row = {"tokens": written, "position_ids": positions, "document_ids": torch.ones_like(written)}
+    hidden = objective.encoder(row)
     ranks = (hidden @ objective.output_weight.T).argsort(-1, descending=True)[:, 4:-1, :50]
     assert (ranks == written[:, 5:, None]).any(-1).all()
 
