@@ -69,6 +69,7 @@ def open_bench(config: Config) -> Bench:
             f"encoder={config.encoder}: sees {pretrained.encoder.modality}, but {config.task.name} needs an encoder of "
             f"{modality}; choose another task or encoder"
         )
+    assert config.data.train, "asked for with the settings"
     train = read_labelled(open_for(config.data.train, modality), config.data)
     if config.data.test is None:
         return Bench(config, pretrained, *hold_out(train, config.seed))

@@ -25,6 +25,7 @@ from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
 from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import check_schedule
 from pretrain.optim.groups import check_rules
 from pretrain.release.release import load_run_encoder
 from pretrain.run.run import evaluating
@@ -122,9 +123,16 @@ def start_from_probe(task: Classification, labelled: Labelled, engine: Engine) -
 
 
 def count_steps(config: Config, samples: int) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    return max(1, math.ceil((config.train.epochs or 0) * samples / config.train.global_batch_size))
+    """Steps of a training run on so many samples.
+
+    Raises:
+        UserError: fewer than the schedule needs.
+    """
+    steps = config.train.steps
+    if steps is None:
+        steps = max(1, math.ceil((config.train.epochs or 0) * samples / config.train.global_batch_size))
+    check_schedule(config.schedule, steps)
+    return steps
 
 
 class TestSet:

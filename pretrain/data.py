@@ -13,6 +13,7 @@ from pretrain.config.sections import Config, DataConfig
 from pretrain.encoders.text.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
+from pretrain.optim.config import check_schedule
 
 Sources = dict[str, Dataset]
 """Data sets by the path that the configuration gives them; a run over one has one."""
@@ -84,8 +85,14 @@ def resume_loader(loader: Loader, state: dict[str, object], data: DataConfig) ->
 
 
 def count_steps(config: Config, sources: Sources) -> int:
-    """Steps of the run: as set, or what its epochs come to."""
-    if config.train.steps is not None:
-        return config.train.steps
-    samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
-    return max(1, config.train.batch_sizes.steps_for(samples))
+    """Steps of the run: as set, or what its epochs come to.
+
+    Raises:
+        UserError: fewer than the schedule needs.
+    """
+    steps = config.train.steps
+    if steps is None:
+        samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
+        steps = max(1, config.train.batch_sizes.steps_for(samples))
+    check_schedule(config.schedule, steps)
+    return steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_tools.errors import UserError
 from data_tools.remote import has_secrets, redacted
-from pretrain.config.sections import Config
+from pretrain.config.sections import Config, ProbeConfig
 from pretrain.optim.config import check_optimizer, check_schedule
 
 
@@ -46,6 +46,7 @@ def check(config: Config) -> None:
         refuse_secrets("checkpoint.targets", url)
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
+    check_probe(config.probe)
     check_schedule(config.schedule, train.steps)
     check_optimizer(config.optimizer, config.schedule)
     optimizers = [config.optimizer]
@@ -56,6 +57,18 @@ def check(config: Config) -> None:
         raise UserError(
             f"train.ema_decay={train.ema_decay}: schedule_free keeps an average of its own; leave train.ema_decay out"
         )
+
+
+def check_probe(probe: ProbeConfig) -> None:
+    """Raise a `UserError` for probes that are to run and are not told on what."""
+    if probe.every < 0:
+        raise UserError(f"probe.every={probe.every}: must not be negative; 0 switches probes off")
+    for key, path in (("probe.train", probe.train), ("probe.test", probe.test)):
+        if probe.every and not path:
+            raise UserError(
+                f"{key}: missing; probe.every={probe.every} needs labelled samples to learn from (probe.train) and "
+                "others to be judged by (probe.test); or set probe.every=0"
+            )
 
 
 def refuse_secrets(key: str, url: str) -> None:
