@@ -16,7 +16,7 @@ from data_tools.errors import UserError, nearest
 from pretrain.config.check import check
 from pretrain.config.schema import build_section
 from pretrain.config.sections import Config
-from pretrain.config.show import flatten
+from pretrain.config.show import COMMAND_LINE, flatten
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CHOSEN_BY_NAME = ("encoder", "objective", "task")
@@ -126,7 +126,7 @@ def resolve(
         before, values = flatten(values), override(values, path, value, schema)
         now = flatten(values)
         changed = [key for key in now if key == ".".join(path) or now[key] != before.get(key)]
-        origin = {key: origin[key] for key in now if key in origin} | dict.fromkeys(changed, "command line")
+        origin = {key: origin[key] for key in now if key in origin} | dict.fromkeys(changed, COMMAND_LINE)
     return values, origin
 
 
