@@ -9,7 +9,7 @@ from data_tools.errors import UserError
 from data_tools.loader import Loader
 from data_tools.mixture import Mixture
 from data_tools.stream import PackedStream, Stream
-from pretrain.config.sections import Config, DataConfig
+from pretrain.config.sections import Config, DataConfig, TrainConfig
 from pretrain.encoders.text.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
@@ -82,6 +82,18 @@ def resume_loader(loader: Loader, state: dict[str, object], data: DataConfig) ->
     loader.load_state_dict(state)
     if isinstance(loader.stream, Mixture) and loader.stream.history[-1][1] != data.weights:
         loader.set_weights(data.weights)
+
+
+def warn_of_few_samples(loader: Loader, train: TrainConfig, steps: int) -> str | None:
+    """A line for the user where a batch is larger than all the data; else None."""
+    samples, batch = loader.stream.samples_per_epoch, train.global_batch_size
+    if batch <= samples:
+        return None
+    epochs = f"; train.epochs={train.epochs:g} come to {steps:,} step(s)" if train.epochs else ""
+    return (
+        f"train.global_batch_size={batch}: data.path has {samples:,} sample(s) only, so each is seen "
+        f"{batch / samples:.3g} times a step{epochs}; lower train.global_batch_size"
+    )
 
 
 def count_steps(config: Config, sources: Sources) -> int:
