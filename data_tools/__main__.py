@@ -14,9 +14,14 @@ from data_tools.pack.cli import add_output, add_pack, run_pack
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
-    return status
+    """Entry point of `python -m data_tools` and of `masquerade data`."""
+
+    def run() -> int:
+        arguments = _parser().parse_args(argv)
+        status: int = arguments.run(arguments)
+        return status
+
+    return run_cli(run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -259,7 +264,10 @@ def _run_show(a: argparse.Namespace) -> int:
     sheet = contact_sheet(samples, dataset.manifest.about.get("classes"))
     if sheet is not None:
         a.output.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(a.output)
+        try:
+            sheet.save(a.output)
+        except ValueError:  # by its ending
+            raise UserError(f"--output {a.output}: not a picture's name; end it in .png or .jpg") from None
         print(f"{a.output}: {len(samples)} of {len(dataset):,} samples")
     else:
         print("\n".join(excerpt(sample) for sample in samples))
@@ -267,4 +275,4 @@ def _run_show(a: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(main())

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import UserError
+
 
 def cache_folder() -> Path:
     chosen = os.environ.get("MASQUERADE_CACHE")
@@ -24,8 +26,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise UserError(
+            f"{cache_folder()}: the cache cannot be written ({error.strerror}); "
+            "set MASQUERADE_CACHE to a folder that can"
+        ) from None
     try:
         build(temporary)
         try:

@@ -29,7 +29,7 @@ def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep:
     """
     if "text" not in dataset.fields:
         raise UserError(f"{data}: samples have {', '.join(dataset.fields)}, no text to tokenize")
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    folder = tokenizer.parent if tokenizer.is_file() else tokenizer
     _end_ids(load_tokenizer(folder), ends)
     files = {
         f"{TOKENIZER_FOLDER}/{name}": folder / name

@@ -39,19 +39,24 @@ def finetune(argv: list[str]) -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
+    from pretrain.__main__ import quiet_libraries
+
+    quiet_libraries()
     from finetune.config import load_config
-    from pretrain.config.show import format_config
+    from pretrain.config.show import format_config, list_overrides
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
         print(format_config(cast(Any, config), origin))  # it formats any dataclass
         return 0
-    from pretrain.__main__ import quiet_libraries
-
-    quiet_libraries()
     from finetune.job import run
 
     is_main_process = os.environ.get("RANK", "0") == "0"
+    if is_main_process:
+        print(
+            f"{arguments.recipe}: {config.task.name} → {config.folder}{list_overrides(config, origin)}",
+            flush=True,
+        )
     for line in run(config, lambda text: print(text, flush=True) if is_main_process else None):
         if is_main_process:
             print(line)

@@ -9,11 +9,10 @@ from typing import Any, Literal
 from data_tools.errors import UserError
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
-from pretrain.config.load import merge, parse_override, read_recipe
+from pretrain.config.load import merge, resolve
 from pretrain.config.schema import build_section
 from pretrain.config.sections import TrainConfig
-from pretrain.config.show import flatten
-from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer
+from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer, check_schedule
 
 RECIPES = Path(__file__).parent / "recipes"
 Method = Literal["full", "scratch", "linear", "knn"]
@@ -66,7 +65,7 @@ class Config:
             (self.by_labels or {}).get(labels_per_class or 0),
             self.scratch if method == "scratch" else None,
         ):
-            values = merge(values, over or {})
+            values = merge(values, over or {}, Config)
         return build_config({**values, "scratch": None, "by_labels": None})
 
 
@@ -78,13 +77,7 @@ def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, st
     Raises:
         UserError: an unknown recipe or key (with the nearest right one), a wrong type, a contradiction.
     """
-    values, source = read_recipe(recipe, RECIPES)
-    values.setdefault("name", Path(recipe).stem)
-    origin = dict.fromkeys(flatten(values), source)
-    for text in overrides:
-        override = parse_override(text)
-        values = merge(values, override)
-        origin |= dict.fromkeys(flatten(override), "command line")
+    values, origin = resolve(recipe, RECIPES, overrides, Config)
     return build_config(values), origin
 
 
@@ -117,10 +110,15 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")
+    check_schedule(config.schedule, train.steps)
     check_optimizer(config.optimizer, config.schedule)
     if "train" in (config.scratch or {}):
         raise UserError(
             "scratch.train: from scratch has the same budget; give another optimizer or task only"
+        )
+    if not config.data.train:
+        raise UserError(
+            "data.train: missing; name the labelled samples to learn from, e.g. data.train=shards/"
         )
     if not 0 < config.data.holdout < 1:
         raise UserError(f"data.holdout={config.data.holdout}: must lie between 0 and 1")

@@ -4,41 +4,67 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 
 from data_tools.errors import UserError
-from finetune.config import Config
+from finetune.config import Config, build_config
 from finetune.protocol import run_protocol
-from finetune.results import table, write_results
+from finetune.results import RESULTS, table, write_results
 from pretrain.config.schema import plain
-from pretrain.run.folder import write_text
+from pretrain.config.show import flatten
+from pretrain.run.folder import RunFolder, write_text
 
 
 def run(config: Config, report: Callable[[str], Any]) -> list[str]:
-    """Do all that `config` says, on every rank together; return the closing lines for the user."""
-    is_main_process = os.environ.get("RANK", "0") == "0"
-    folder = config.folder
-    if is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
-        except OSError as error:
-            raise UserError(f"out={folder}: cannot be written ({error.strerror}); choose another") from None
-    result, task = run_protocol(config, report)
-    if not is_main_process:
-        return []
-    lines = ["", table(result), ""]
-    if task is not None:
-        from finetune.save import save_classifier
+    """Do all that `config` says, on every rank together; return the closing lines for the user.
 
-        lines.append(save_classifier(task, folder / "classifier", result))
-    written = write_results(result, folder)
-    return [*lines, *(f"written: {path}" for path in written)]
+    Raises:
+        UserError: settings or data are wrong, or the folder is another job's; its files are as they were then.
+    """
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    folder = RunFolder(config.folder)
+    try:
+        if is_main_process:
+            folder.lock("out")
+            refuse_other_results(config)
+            write_text(folder.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
+        result, task = run_protocol(config, report)
+        if not is_main_process:
+            return []
+        lines = ["", table(result), ""]
+        if task is not None:
+            from finetune.save import save_classifier
+
+            lines.append(save_classifier(task, folder.path / "classifier", result))
+        written = write_results(result, folder.path)
+        return [*lines, *(f"written: {path}" for path in written)]
+    finally:
+        folder.close()
+
+
+def refuse_other_results(config: Config) -> None:
+    """Raise a `UserError` where the folder holds results of other settings, which this job would overwrite.
+
+    Settings that are newer than those results had their defaults in them.
+    """
+    saved = config.folder / "config.yaml"
+    if not saved.exists() or not (config.folder / RESULTS).exists():
+        return
+    before = yaml.safe_load(saved.read_text(encoding="utf-8")) or {}
+    with suppress(UserError):  # it has settings that are there no more: all differences count
+        before = as_dict(build_config(before))
+    before, now = flatten(before), flatten(as_dict(config))
+    for key in sorted(before.keys() | now.keys()):
+        if key not in ("name", "out") and before.get(key) != now.get(key):
+            raise UserError(
+                f"{config.folder}: holds results of {key}={before.get(key)!r}, not {now.get(key)!r}; choose another "
+                "out, or delete the folder"
+            )
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {key: plain(value) for key, value in asdict(config).items()}

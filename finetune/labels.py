@@ -25,8 +25,9 @@ UNKNOWN = -1
 class LabelledDataConfig:
     """Labelled samples to learn from and to be judged by."""
 
-    train: str = "sample:digits"
-    test: str | None = "sample:digits_test"
+    train: str | None = None
+    """Needed."""
+    test: str | None = None
     """None: hold out a part of `train`."""
     holdout: float = 0.25
     """Share of the groups that is held out where there is no test set."""

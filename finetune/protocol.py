@@ -18,6 +18,7 @@ from data_tools.dataset import Dataset, open_dataset
 from data_tools.errors import UserError
 from finetune.config import Config
 from finetune.labels import Labelled, draw, drawable, hold_out, read_labelled
+from finetune.progress import TimeLeft, TrainingProgress
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
 from finetune.training import (
@@ -25,6 +26,7 @@ from finetune.training import (
     TestSet,
     accuracy,
     build_task,
+    count_steps,
     open_pretrained,
     pooled_features,
     train,
@@ -32,7 +34,7 @@ from finetune.training import (
 from pretrain.engine.base import Engine, World
 from pretrain.engine.ddp import DDPEngine
 from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
-from pretrain.trainer import seed_of
+from pretrain.trainer import Tracks, seed_of
 
 COLUMNS = {
     "full": ("full",),
@@ -69,6 +71,7 @@ def open_bench(config: Config) -> Bench:
             f"encoder={config.encoder}: sees {pretrained.encoder.modality}, but {config.task.name} needs an encoder of "
             f"{modality}; choose another task or encoder"
         )
+    assert config.data.train, "asked for with the settings"
     train = read_labelled(open_for(config.data.train, modality), config.data)
     if config.data.test is None:
         return Bench(config, pretrained, *hold_out(train, config.seed))
@@ -127,6 +130,9 @@ def low_labels(bench: Bench, everyone: Engine, report: Report) -> tuple[list[dic
     with one_thread():
         alone = DDPEngine(bench.config.train, World(local_rank=world.local_rank))
         drawing = Drawing(bench, alone)
+        notes += few_samples(bench, sizes)
+        costs = {size: cost_of_draw(bench, size) for size in sizes}
+        time_left = TimeLeft(sum(costs.values()) * len(mine))
         for i, size in enumerate(sizes):
             for number in mine:
                 measured = drawing.measure(size, number)
@@ -134,7 +140,10 @@ def low_labels(bench: Bench, everyone: Engine, report: Report) -> tuple[list[dic
                     [measured[name] for name in columns], dtype=torch.float64
                 )
                 shown = "  ".join(f"{name} {100 * measured[name]:.1f}" for name in columns)
-                report(f"{size:>5} labels a class, draw {number + 1:>2} of {protocol.draws}:  {shown}")
+                report(
+                    f"{size:>5} labels a class, draw {number + 1:>2} of {protocol.draws}:  {shown}  "
+                    f"({time_left.add(costs[size])})"
+                )
     results = everyone.sum(results).cpu()
     rows = [
         row(size, name, results[i, j].tolist())
@@ -142,6 +151,27 @@ def low_labels(bench: Bench, everyone: Engine, report: Report) -> tuple[list[dic
         for j, name in enumerate(columns)
     ]
     return rows, notes
+
+
+def few_samples(bench: Bench, sizes: list[int]) -> list[str]:
+    """A note for each number of labels that is less than a batch, where something is trained."""
+    notes = []
+    for size in sizes:
+        samples = int(np.minimum(np.bincount(bench.train.numbers), size).sum())
+        batch = bench.config.for_run("full", size).train.global_batch_size
+        if samples < batch and {"full", "scratch"} & set(bench.config.protocol.methods):
+            notes.append(
+                f"{size} labels a class: {samples} samples are fewer than a batch (train.global_batch_size={batch}), "
+                f"so each is seen {batch / samples:.3g} times a step"
+            )
+    return notes
+
+
+def cost_of_draw(bench: Bench, size: int) -> float:
+    """What a draw of `size` labels a class costs beside those of other sizes: the steps that are trained, or 1."""
+    config, samples = bench.config, size * len(bench.train.classes)
+    trained = [method for method in config.protocol.methods if method in ("full", "scratch")]
+    return sum(count_steps(config.for_run(method, size), samples) for method in trained) or 1.0
 
 
 def row(labels_per_class: int | None, method: str, draws: list[float]) -> dict[str, Any]:
@@ -202,13 +232,19 @@ class Drawing:
 
 
 def fine_tune(
-    config: Config, method: str, bench: Bench, labelled: Labelled, engine: Engine, seed: int
+    config: Config,
+    method: str,
+    bench: Bench,
+    labelled: Labelled,
+    engine: Engine,
+    seed: int,
+    progress: Tracks | None = None,
 ) -> Classification:
     """Train every weight: of the pretrained encoder, or of the same architecture from a fresh start."""
     scratch = method == "scratch"
     encoder = bench.pretrained.fresh(seed_of(seed, "weights")) if scratch else bench.pretrained.copy()
     task = build_task(config, encoder, labelled, seed_of(seed, "head"))
-    train(config, task, labelled, engine, seed)
+    train(config, task, labelled, engine, seed, progress)
     return task
 
 
@@ -273,14 +309,13 @@ def all_labels(
     for method in config.protocol.methods:
         for column in COLUMNS[method]:
             if method in ("full", "scratch"):
-                task = fine_tune(
-                    config.for_run(method, None),
-                    method,
-                    bench,
-                    bench.train,
-                    everyone,
-                    seed_of(config.seed, method),
-                )
+                own, seed = config.for_run(method, None), seed_of(config.seed, method)
+                steps = count_steps(own, len(bench.train))
+                report(f"{column}: {steps:,} steps on {len(bench.train):,} labels")
+                progress = TrainingProgress(steps) if everyone.world.rank == 0 else None
+                task = fine_tune(own, method, bench, bench.train, everyone, seed, progress)
+                if progress:
+                    progress.close("finished")
                 value = accuracy(task, test, everyone)
                 tuned = task if method == "full" else tuned
             else:

@@ -9,11 +9,13 @@ from typing import Any
 from pretrain.report.finetune_results import METHODS
 from pretrain.run.folder import write_text
 
+RESULTS = "finetune.json"
+
 
 def write_results(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write `finetune.json`, and `finetune.png` where there is a curve to draw; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "finetune.json"]
+    written = [folder / RESULTS]
     write_text(written[0], json.dumps(result, indent=1) + "\n")
     if any(row["labels_per_class"] for row in result["rows"]):
         written.append(folder / "finetune.png")

@@ -25,15 +25,17 @@ from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
 from pretrain.optim.build import build_optimizer
+from pretrain.optim.config import check_schedule
 from pretrain.optim.groups import check_rules
 from pretrain.release.release import load_run_encoder
 from pretrain.run.run import evaluating
-from pretrain.trainer import Trainer
+from pretrain.trainer import Tracks, Trainer
 from pretrain.weights.from_transformers import ModelFolder, load_encoder
 
 EVALUATION_BATCH = 256
 PROBE_SAMPLES = 4096
 """Training samples, spread evenly, that a head is fitted to before fine-tuning."""
+PROGRESS_LINES = 20
 MEMORY = 512 * 2**20
 """Bytes of prepared test batches that are kept from one evaluation to the next."""
 
@@ -80,8 +82,19 @@ def build_task(config: Config, encoder: Encoder, labelled: Labelled, seed: int) 
         return task_class(config.task.name)(config.task, encoder, labelled)
 
 
-def train(config: Config, task: Classification, labelled: Labelled, engine: Engine, seed: int) -> None:
-    """Train the task on all of `labelled` with the budget of `config`, without checkpoints and records."""
+def train(
+    config: Config,
+    task: Classification,
+    labelled: Labelled,
+    engine: Engine,
+    seed: int,
+    progress: Tracks | None = None,
+) -> None:
+    """Train the task on all of `labelled` with the budget of `config`, without checkpoints and records.
+
+    Args:
+        progress: what is told of it, about `PROGRESS_LINES` times.
+    """
     steps = count_steps(config, len(labelled))
     settings = build_section(
         TrainerConfig,
@@ -92,6 +105,7 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
             "train": config.train,
             "optimizer": config.optimizer,
             "schedule": config.schedule,
+            "tracking": {"log_every": max(1, steps // PROGRESS_LINES)} if progress else {},
         },
         "",
     )
@@ -110,7 +124,7 @@ def train(config: Config, task: Classification, labelled: Labelled, engine: Engi
     )
     for role in task.roles.values():
         role.train()
-    Trainer(settings, task, loader, engine, steps).fit()
+    Trainer(settings, task, loader, engine, steps, tracker=progress).fit()
     engine.put_average()
 
 
@@ -122,9 +136,16 @@ def start_from_probe(task: Classification, labelled: Labelled, engine: Engine) -
 
 
 def count_steps(config: Config, samples: int) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    return max(1, math.ceil((config.train.epochs or 0) * samples / config.train.global_batch_size))
+    """Steps of a training run on so many samples.
+
+    Raises:
+        UserError: fewer than the schedule needs.
+    """
+    steps = config.train.steps
+    if steps is None:
+        steps = max(1, math.ceil((config.train.epochs or 0) * samples / config.train.global_batch_size))
+    check_schedule(config.schedule, steps)
+    return steps
 
 
 class TestSet:

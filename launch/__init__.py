@@ -1,1 +1,1 @@
-"""Starts pretraining and fine-tuning on one machine or many; imports none of their internals."""
+"""Starts pretraining and fine-tuning on one machine or many; imports nothing of them but how a mistake is told."""

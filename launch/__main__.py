@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_tools.errors import run_cli
 from launch.demo import MODALITIES, run_demo
 from launch.local import run_processes
 
@@ -18,6 +19,10 @@ EPILOG = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m launch` and of `masquerade launch`."""
+    return run_cli(lambda: launch(argv))
+
+
+def launch(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch",
         description="Start jobs.",
@@ -46,13 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.processes is not None and arguments.processes < 1:
         parser.error("--processes: at least 1")
-    try:
-        if arguments.job == "demo":
-            return run_demo(arguments.modality, arguments.out, arguments.processes, arguments.quick)
-        return run_processes(arguments.job, arguments.arguments, arguments.processes)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if arguments.job == "demo":
+        return run_demo(arguments.modality, arguments.out, arguments.processes, arguments.quick)
+    return run_processes(arguments.job, arguments.arguments, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from data_tools.errors import UserError, nearest, run_cli
+
 COMMANDS = {
     "data": ("data_tools", "raw files → shards, and tools to look at them"),
     "pretrain": ("pretrain", "pretrain an encoder as a recipe says; release it; report on it"),
@@ -16,14 +18,17 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Hand the arguments to the package that the first one names; return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    return run_cli(lambda: hand_over(sys.argv[1:] if argv is None else argv))
+
+
+def hand_over(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
-        print(f"error: {command!r}: no such command; known: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        known = list(COMMANDS)
+        raise UserError(f"{command!r}: no such command;{nearest(command, known)} known: {', '.join(known)}")
     if command == "demo":
         rest = ["local", "demo", *rest]
     package = importlib.import_module(f"{COMMANDS[command][0]}.__main__")

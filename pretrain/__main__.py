@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
@@ -64,7 +63,7 @@ def pretrain(argv: list[str]) -> int:
 
     quiet_libraries()
     from pretrain.config.load import load_config
-    from pretrain.config.show import format_config
+    from pretrain.config.show import describe_config, format_config
 
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
@@ -72,7 +71,7 @@ def pretrain(argv: list[str]) -> int:
         return 0
     is_main_process = os.environ.get("RANK", "0") == "0"
     if is_main_process:
-        print(format_config(config, origin), flush=True)
+        print(describe_config(config, origin, arguments.recipe), flush=True)
     if arguments.dry_run:
         from pretrain.run.dry_run import dry_run
 
@@ -125,6 +124,7 @@ def report(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     arguments = parser.parse_args(argv)
+    quiet_libraries()
     from pretrain.report.report import write_report
     from pretrain.run.folder import load_run_config
 
@@ -165,8 +165,6 @@ def quiet_libraries() -> None:
     for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "KINETO_LOG_LEVEL": "5"}.items():  # fmt: skip
         os.environ.setdefault(key, value)
-    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

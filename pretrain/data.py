@@ -9,10 +9,11 @@ from data_tools.errors import UserError
 from data_tools.loader import Loader
 from data_tools.mixture import Mixture
 from data_tools.stream import PackedStream, Stream
-from pretrain.config.sections import Config, DataConfig
+from pretrain.config.sections import Config, DataConfig, TrainConfig
 from pretrain.encoders.text.tokenizer import find_tokenizer
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
+from pretrain.optim.config import check_schedule
 
 Sources = dict[str, Dataset]
 """Data sets by the path that the configuration gives them; a run over one has one."""
@@ -83,9 +84,27 @@ def resume_loader(loader: Loader, state: dict[str, object], data: DataConfig) ->
         loader.set_weights(data.weights)
 
 
+def warn_of_few_samples(loader: Loader, train: TrainConfig, steps: int) -> str | None:
+    """A line for the user where a batch is larger than all the data; else None."""
+    samples, batch = loader.stream.samples_per_epoch, train.global_batch_size
+    if batch <= samples:
+        return None
+    epochs = f"; train.epochs={train.epochs:g} come to {steps:,} step(s)" if train.epochs else ""
+    return (
+        f"train.global_batch_size={batch}: data.path has {samples:,} sample(s) only, so each is seen "
+        f"{batch / samples:.3g} times a step{epochs}; lower train.global_batch_size"
+    )
+
+
 def count_steps(config: Config, sources: Sources) -> int:
-    """Steps of the run: as set, or what its epochs come to."""
-    if config.train.steps is not None:
-        return config.train.steps
-    samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
-    return max(1, config.train.batch_sizes.steps_for(samples))
+    """Steps of the run: as set, or what its epochs come to.
+
+    Raises:
+        UserError: fewer than the schedule needs.
+    """
+    steps = config.train.steps
+    if steps is None:
+        samples = (config.train.epochs or 0) * build_stream(config, sources).samples_per_epoch
+        steps = max(1, config.train.batch_sizes.steps_for(samples))
+    check_schedule(config.schedule, steps)
+    return steps

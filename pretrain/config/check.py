@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_tools.errors import UserError
 from data_tools.remote import has_secrets, redacted
-from pretrain.config.sections import Config
+from pretrain.config.sections import Config, ProbeConfig
 from pretrain.optim.config import check_optimizer, check_schedule
 
 
@@ -46,6 +46,8 @@ def check(config: Config) -> None:
         refuse_secrets("checkpoint.targets", url)
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
+    check_probe(config.probe)
+    check_heads(config)
     check_schedule(config.schedule, train.steps)
     check_optimizer(config.optimizer, config.schedule)
     optimizers = [config.optimizer]
@@ -56,6 +58,37 @@ def check(config: Config) -> None:
         raise UserError(
             f"train.ema_decay={train.ema_decay}: schedule_free keeps an average of its own; leave train.ema_decay out"
         )
+
+
+def check_heads(config: Config) -> None:
+    """Raise a `UserError` for a width that attention heads do not share equally: `transformers` would cut it."""
+    widths = {"num_attention_heads": "hidden_size", "n_head": "n_embd"}
+    widths["decoder_num_attention_heads"] = "decoder_hidden_size"
+    for section in ("encoder", "objective"):
+        settings = getattr(config, section)
+        if getattr(settings, "from_pretrained", None):
+            continue  # sizes are the folder's
+        for name, of in widths.items():
+            heads, width = getattr(settings, name, None), getattr(settings, of, None)
+            if heads is None or width is None:
+                continue
+            if heads < 1 or width % heads:
+                near = largest_divisor(width, max(1, heads))
+                raise UserError(
+                    f"{section}.{name}={heads}: does not divide {section}.{of}={width}; {near} would do"
+                )
+
+
+def check_probe(probe: ProbeConfig) -> None:
+    """Raise a `UserError` for probes that are to run and are not told on what."""
+    if probe.every < 0:
+        raise UserError(f"probe.every={probe.every}: must not be negative; 0 switches probes off")
+    for key, path in (("probe.train", probe.train), ("probe.test", probe.test)):
+        if probe.every and not path:
+            raise UserError(
+                f"{key}: missing; probe.every={probe.every} needs labelled samples to learn from (probe.train) and "
+                "others to be judged by (probe.test); or set probe.every=0"
+            )
 
 
 def refuse_secrets(key: str, url: str) -> None:

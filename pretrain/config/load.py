@@ -6,6 +6,7 @@ a recipe is ever executed or read from the environment.
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from data_tools.errors import UserError, nearest
 from pretrain.config.check import check
 from pretrain.config.schema import build_section
 from pretrain.config.sections import Config
-from pretrain.config.show import flatten
+from pretrain.config.show import COMMAND_LINE, flatten
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+CHOSEN_BY_NAME = ("encoder", "objective", "task")
+"""Sections whose `name` says which settings they have."""
 
 
 def load_recipe(recipe: str) -> tuple[dict[str, Any], str]:
@@ -42,29 +45,61 @@ def read_recipe(recipe: str, folder: Path) -> tuple[dict[str, Any], str]:
     return values, path.name
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """`train.steps=10` → `{"train": {"steps": 10}}`; the value is read as YAML."""
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`train.steps=10` → (["train", "steps"], 10); the value is read as YAML."""
     key, separator, value = text.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise UserError(f"{text!r} (command line): an override is written key=value, e.g. train.steps=100")
     try:
-        node: Any = yaml.safe_load(value)
+        return key.split("."), yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"{text!r} (command line): the value is not valid YAML; quote it") from None
-    for part in reversed(key.split(".")):
-        node = {part: node}
-    return node
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in place of its own, section by section; neither is changed."""
-    merged = dict(base)
+def override(values: dict[str, Any], path: list[Any], value: Any, schema: Any = Config) -> dict[str, Any]:
+    """`values` with another value at `path`; they are not changed themselves.
+
+    A mapping for a section (`train={steps: 10}`) sets the keys that it names; a mapping for a value
+    (`data.path={a: 1}`) takes its place. Another `encoder.name`, `objective.name` or `task.name` begins that section
+    anew, for the settings of the one before are not its own.
+    """
+    section = section_at(schema, path)
+    if section is not None and isinstance(value, dict):
+        for key in sorted(value, key=lambda key: key != "name"):  # the name first, which may begin it anew
+            values = override(values, [*path, key], value[key], schema)
+        return values
+    if len(path) == 2 and path[0] in CHOSEN_BY_NAME and path[1] == "name":
+        before = values.get(path[0])
+        if isinstance(before, dict) and before.get("name", value) != value:
+            values = {**values, path[0]: {}}
+    return put(values, path, value)
+
+
+def section_at(schema: Any, path: list[Any]) -> Any:
+    """The dataclass of the section at `path`, `Any` where the section's name chooses it, None where a value stands."""
+    for key in path:
+        known = {field.name: field for field in fields(schema)} if is_dataclass(schema) else {}
+        if key not in known:
+            return None
+        default = known[key].default
+        schema = type(default) if is_dataclass(default) else Any if key in CHOSEN_BY_NAME else None
+    return schema
+
+
+def put(values: dict[str, Any], path: list[Any], value: Any) -> dict[str, Any]:
+    """`values` with `value` at `path`, in mappings that are made where there are none."""
+    key = next((known for known in values if str(known) == str(path[0])), path[0])
+    if len(path) > 1:
+        inner = values.get(key)
+        value = put(inner if isinstance(inner, dict) else {}, path[1:], value)
+    return {**values, key: value}
+
+
+def merge(base: dict[str, Any], over: dict[str, Any], schema: Any = Config) -> dict[str, Any]:
+    """`base` with the values of `over` in place of its own, section by section, as `override` does."""
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Another encoder or objective has other settings: those of the one it replaces do not carry over.
-        renamed = both and "name" in value and merged[key].get("name", value["name"]) != value["name"]
-        merged[key] = merge(merged[key], value) if both and not renamed else value
-    return merged
+        base = override(base, [key], value, schema)
+    return base
 
 
 def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, str]]:
@@ -75,15 +110,24 @@ def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, st
     Raises:
         UserError: an unknown recipe or key (with the nearest right one), a wrong type, a contradiction.
     """
-    values, source = load_recipe(recipe)
-    if "name" not in values:
-        values = {**values, "name": Path(recipe).stem}
+    values, origin = resolve(recipe, RECIPES, overrides, Config)
+    return build_config(values), origin
+
+
+def resolve(
+    recipe: str, folder: Path, overrides: list[str], schema: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe's values (from `folder`, or a file) with overrides, and where each dotted key got its value."""
+    values, source = read_recipe(recipe, folder)
+    values = {"name": Path(recipe).stem, **values}
     origin = dict.fromkeys(flatten(values), source)
     for text in overrides:
-        override = parse_override(text)
-        values = merge(values, override)
-        origin |= dict.fromkeys(flatten(override), "command line")
-    return build_config(values), origin
+        path, value = parse_override(text)
+        before, values = flatten(values), override(values, path, value, schema)
+        now = flatten(values)
+        changed = [key for key in now if key == ".".join(path) or now[key] != before.get(key)]
+        origin = {key: origin[key] for key in now if key in origin} | dict.fromkeys(changed, COMMAND_LINE)
+    return values, origin
 
 
 def build_config(values: dict[str, Any]) -> Config:

@@ -2,51 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_tools.errors import UserError, nearest
 
 
 def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
-    """Validate a mapping into the dataclass `schema`, strictly: unknown keys are errors that name the nearest one."""
-    reject_unknown(schema, values, place)
+    """Validate a mapping into the dataclass `schema`, at any depth.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of the wrong type.
+    """
     try:
-        return TypeAdapter(schema).validate_python(values)
+        (built,) = validator(schema).validate_python((values,))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([place, *map(str, first["loc"])]).strip(".")
-        raise UserError(f"{key}={first.get('input')!r}: {first['msg'].lower()}") from None
+        raise UserError(explain(first, schema, first["loc"][1:], place)) from None
+    refuse_booleans(values, built, place)
+    return built
 
 
-def reject_unknown(schema: Any, values: dict[str, Any], place: str) -> None:
-    """Raise a `UserError` for the first key of `values` that the dataclass `schema` does not have."""
-    known = {field.name: field for field in fields(schema)}
-    for key, value in values.items():
-        dotted = f"{place}.{key}".strip(".")
-        if key not in known:
-            raise UserError(
-                f"{dotted}: unknown key;{nearest(str(key), list(known))} known: {', '.join(known)}"
-            )
-        default = known[key].default
-        if is_dataclass(default):
-            if not isinstance(value, (dict, type(default))):
-                raise UserError(f"{dotted}={value!r}: is a section; write {dotted}.<key>=…")
-            if isinstance(value, dict):
-                reject_unknown(type(default), value, dotted)
-        if isinstance(value, (list, tuple)):
-            reject_unknown_in_entries(schema, key, value, dotted)
+@cache
+def validator(schema: Any) -> TypeAdapter[Any]:
+    """Of one value; in a tuple, since pydantic hands a configuration down to plain dataclasses only from above."""
+    return TypeAdapter(tuple[schema], config=ConfigDict(extra="forbid"))
 
 
-def reject_unknown_in_entries(schema: Any, key: str, values: list[Any] | tuple[Any, ...], place: str) -> None:
-    """The same for a list of mappings, each of one dataclass."""
-    entry = next(iter(get_args(get_type_hints(schema)[key])), None)
-    for i, value in enumerate(values):
-        if is_dataclass(entry) and isinstance(value, dict):
-            reject_unknown(entry, value, f"{place}.{i}")
+def explain(error: Any, schema: Any, location: Iterable[Any], place: str) -> str:
+    """What pydantic found, in one line: the dotted key, the value, and the nearest right key where it is unknown."""
+    dotted = ".".join([place, *map(str, location)]).strip(".")
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            *above, key = location
+            known = [field.name for field in fields(type_at(schema, above))]
+            return f"{dotted}: unknown key;{nearest(str(key), known)} known: {', '.join(known)}"
+        case "dataclass_type":
+            return f"{dotted}={error['input']!r}: is a section; write {dotted}.<key>=…"
+    return f"{dotted}={error.get('input')!r}: {error['msg'].lower()}"
+
+
+def type_at(kind: Any, location: Iterable[Any]) -> Any:
+    """The type of what stands at `location` in a value of type `kind`: a dataclass, `dict[str, X]`, `tuple[X, ...]`."""
+    for part in location:
+        if is_dataclass(kind):
+            kind = get_type_hints(kind)[part]
+        else:
+            kind = get_args(kind)[-1 if get_origin(kind) is dict else 0]
+        if NoneType in get_args(kind):  # X | None
+            kind = next(one for one in get_args(kind) if one is not NoneType)
+    return kind
+
+
+def refuse_booleans(values: Any, built: Any, place: str) -> None:
+    """Raise a `UserError` where `true` or `false` was taken for a number, as Python itself would."""
+    if isinstance(values, bool) and not isinstance(built, bool):
+        raise UserError(f"{place}={str(values).lower()}: must be a number, not true or false")
+    if isinstance(values, dict):
+        for key, value in values.items():
+            inner = getattr(built, key) if is_dataclass(built) else built.get(key, value)
+            refuse_booleans(value, inner, f"{place}.{key}".strip("."))
+    elif isinstance(values, (list, tuple)):
+        for i, (value, inner) in enumerate(zip(values, built, strict=True)):
+            refuse_booleans(value, inner, f"{place}.{i}")
 
 
 def plain(value: Any) -> Any:

@@ -18,9 +18,9 @@ from pretrain.tracking.config import TrackingConfig
 class DataConfig:
     """Which shards, and how they become rows and batches."""
 
-    path: str | dict[str, float] = "sample:digits"
-    """A data set, or several with their weights: `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a run is
-    started again; they hold from there on."""
+    path: str | dict[str, float] | None = None
+    """Needed: a data set, or several with their weights, `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a
+    run is started again; they hold from there on."""
     mix_by: Literal["sample", "token"] = "sample"
     """What the weights are shares of."""
     max_damage_rate: float = 0.01
@@ -34,7 +34,7 @@ class DataConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The data sets with their weights; one alone has all of it."""
-        return dict(self.path) if isinstance(self.path, dict) else {self.path: 1.0}
+        return dict(self.path) if isinstance(self.path, dict) else {self.path: 1.0} if self.path else {}
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ class ProbeConfig:
     """Online kNN and linear probes on the frozen encoder; off while `every` is 0."""
 
     every: int = 0
-    train: str = "sample:digits"
-    test: str = "sample:digits_test"
+    train: str | None = None
+    """Labelled samples that the probes learn from; needed, as `test` is, where `every` is not 0."""
+    test: str | None = None
+    """Labelled samples that they are judged by."""
     label: str = "label"
     """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
     train_samples: int = 2000

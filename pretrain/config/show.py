@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,9 @@ import yaml
 
 from pretrain.config.schema import plain
 from pretrain.config.sections import Config
+
+COMMAND_LINE = "command line"
+"""Where a value came from that no recipe says."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -32,6 +36,34 @@ def format_config(config: Config, origin: dict[str, str]) -> str:
         source = origin.get(dotted)
         lines.append(f"{line}  # {source}" if source else line)
     return "\n".join(lines)
+
+
+def describe_config(config: Config, origin: dict[str, str], recipe: str) -> str:
+    """What a run is, what differs from its recipe, and what that comes to on this many ranks; `--print-config` has all.
+
+    Called in an environment that says how many ranks there are.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    train, schedule = config.train, config.schedule
+    length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
+    if schedule.warmup_steps or (train.steps and schedule.warmup_ratio):
+        length += f", {schedule.warmup(train.steps or 0):,} of warm-up"
+    share = train.global_batch_size // ranks
+    parts = -(-share // (train.micro_batch_size or share))
+    batch = f"{train.global_batch_size:,} samples a step" + (f", {share:,} a rank" if ranks > 1 else "")
+    batch += f" in {parts} micro-batches" if parts > 1 else ""
+    return (
+        f"{recipe}: {config.objective.name} with {config.encoder.name} on {', '.join(config.data.weights)} → "
+        f"{config.folder}{list_overrides(config, origin)}\n"
+        f"  {length}; {batch}; {config.engine} on {ranks} rank(s), {train.precision}"
+    )
+
+
+def list_overrides(config: Any, origin: dict[str, str]) -> str:
+    """A line that names what the command line has set otherwise; nothing where there is none."""
+    values = flatten({key: plain(value) for key, value in asdict(config).items()})
+    own = [f"{key}={values.get(key)}" for key, source in origin.items() if source == COMMAND_LINE]
+    return f"\n  set here: {', '.join(own)}" if own else ""
 
 
 def yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> list[tuple[str, str]]:

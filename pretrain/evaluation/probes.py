@@ -22,6 +22,7 @@ class OnlineProbe:
 
     def __init__(self, config: ProbeConfig) -> None:
         self.config = config
+        assert config.train and config.test, "asked for where probes run"
         self.train = first(open_dataset(config.train), config.train_samples)
         self.test = first(open_dataset(config.test), config.test_samples)
 

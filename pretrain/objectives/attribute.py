@@ -35,7 +35,7 @@ class AttributeSpec:
     """What is computed from the image: mean ink, dominant stroke width, or the quarter turn it was given (RotNet)."""
     kind: Literal["classes", "binary", "number"] = "classes"
     """Cross-entropy, binary cross-entropy, or squared error of the standardised number."""
-    classes: tuple[str | int, ...] | None = None
+    classes: tuple[str | int | bool, ...] | None = None
     """The answers, in order; default: those found in the data set."""
     weight: float = 1.0
 

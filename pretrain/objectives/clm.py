@@ -74,7 +74,10 @@ class CLM(Objective):
         return self.roles["head"].weight  # type: ignore[return-value]
 
     def picture(self, batch: Batch) -> TextExcerpts | None:
-        """The beginnings of rows, and how the model goes on from there (sampled, always with the same seed)."""
+        """The beginnings of rows, and how the model goes on from there, up to where it lets the text end.
+
+        Sampled, always with the same seed.
+        """
         if self.encoder.tokenizer is None:
             return None
         size = min(PROMPT_TOKENS, batch["tokens"].shape[1], self.encoder.max_positions // 2)
@@ -83,11 +86,14 @@ class CLM(Objective):
         if not len(prompts):
             return None
         written = self.continue_from(prompts, min(NEW_TOKENS, self.encoder.max_positions - size))
-        decode = self.encoder.tokenizer.decode
+        decode, end = self.encoder.tokenizer.decode, self.encoder.tokenizer.eos_token_id
         return TextExcerpts(
             [
                 TextExcerpt(
-                    [(decode(row[:size].tolist()), "given"), (decode(row[size:].tolist()), "generated")]
+                    [
+                        (decode(row[:size].tolist()), "given"),
+                        (decode(until(end, row[size:].tolist())), "generated"),
+                    ]
                 )
                 for row in written
             ]
@@ -106,3 +112,8 @@ class CLM(Objective):
             chosen = torch.multinomial((top / TEMPERATURE).softmax(-1).cpu(), 1, generator=generator)
             tokens = torch.cat([tokens, ids.gather(1, chosen.to(ids.device))], dim=1)
         return tokens
+
+
+def until(end: int | None, tokens: list[int]) -> list[int]:
+    """The tokens before the first end-of-text token; all of them where there is none."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from data_tools.errors import UserError
+
 
 def sincos_2d(grid: int, dim: int) -> Tensor:
     """2-D sine-cosine positions as in MAE (util/pos_embed.py of the reference): (grid², dim), row by row.
@@ -12,10 +14,10 @@ def sincos_2d(grid: int, dim: int) -> Tensor:
     The first half of the width encodes the column, the second half the row; within each half, sines then cosines.
 
     Raises:
-        ValueError: `dim` is not divisible by 4.
+        UserError: `dim` is not divisible by 4.
     """
     if dim % 4:
-        raise ValueError(f"hidden_size={dim}: sine-cosine positions need a width divisible by 4")
+        raise UserError(f"hidden_size={dim}: sine-cosine positions need a width divisible by 4")
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     return torch.cat([sincos_1d(columns.flatten(), dim // 2), sincos_1d(rows.flatten(), dim // 2)], dim=1)
 

@@ -130,15 +130,30 @@ def check_schedule_free(optimizer: OptimizerConfig, schedule: ScheduleConfig, pl
 
 
 def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
-    """Raise a `UserError` for a warm-up that is given twice or does not fit into the run."""
+    """Raise a `UserError` for a warm-up that is given twice, or a schedule that does not fit into a run of `steps`.
+
+    Args:
+        steps: None where that is not known yet, as with `train.epochs`.
+    """
     if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
         raise UserError("schedule.warmup_steps and schedule.warmup_ratio: give one of them")
+    if schedule.warmup_steps is not None and schedule.warmup_steps < 0:
+        raise UserError(f"schedule.warmup_steps={schedule.warmup_steps}: must not be negative")
     if schedule.warmup_ratio is not None and not 0 <= schedule.warmup_ratio <= 1:
         raise UserError(f"schedule.warmup_ratio={schedule.warmup_ratio}: must lie in [0, 1]")
     if not 0 < schedule.decay_ratio <= 1:
         raise UserError(f"schedule.decay_ratio={schedule.decay_ratio}: must lie in (0, 1]")
-    if steps is not None and schedule.warmup(steps) > steps:
+    if steps is None:
+        return
+    warmup = schedule.warmup(steps)
+    if warmup > steps:
         raise UserError(
-            f"schedule.warmup_steps={schedule.warmup_steps}: longer than the run (train.steps={steps}); "
+            f"schedule.warmup_steps={schedule.warmup_steps}: longer than the run, which has {steps} steps; "
             "schedule.warmup_ratio shrinks with it"
+        )
+    falling = schedule.decay_ratio * steps
+    if schedule.name == "wsd" and warmup + falling >= steps + 1:  # more than what rounding brings about
+        raise UserError(
+            f"schedule: wsd warms up for {warmup} steps and falls in the last {round(falling)} (decay_ratio="
+            f"{schedule.decay_ratio:g}) of a run of {steps}; they overlap: shorten one, or train for more steps"
         )

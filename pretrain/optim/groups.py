@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, nearest
 from pretrain.config.sections import Config
 from pretrain.encoders.base import Encoder
 from pretrain.engine.blocks import find_blocks
@@ -137,7 +137,14 @@ def layer_ratios(role: nn.Module, decay: float | None) -> dict[int, float]:
 
 
 def check_rules(config: Config, objective: Objective) -> None:
-    """Raise a `UserError` for a rule that matches no parameter of any optimizer that has it."""
+    """Raise a `UserError` for a rule that matches no parameter of any optimizer that has it, or settings of none."""
+    optimizers = list(dict.fromkeys(phase.optimizer for phase in objective.phases()))
+    for name in config.optimizer_overrides or {}:
+        if name not in optimizers:
+            raise UserError(
+                f"optimizer_overrides.{name}: {config.objective.name} has no such optimizer;"
+                f"{nearest(name, optimizers)} known: {', '.join(optimizers)}"
+            )
     reached: dict[ParameterRule, list[str]] = {}
     for phase in objective.phases():
         roles = {name: objective.roles[name] for name in phase.trains}

@@ -58,22 +58,32 @@ class RunFolder:
         Raises:
             UserError: another job writes here, the folder cannot be written, or it holds a different run.
         """
+        self.lock("run_dir")
+        self.refuse_other_run(config)
+        write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        return self.run_id()
+
+    def lock(self, setting: str) -> None:
+        """Create the folder where it is not there, and let no other job work in it until `close`.
+
+        Args:
+            setting: which one chooses the folder, for messages.
+        Raises:
+            UserError: another job works here, or the folder cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock_file = (self.path / "lock").open("a")
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another run_dir"
+                f"{self.path}: cannot be written ({error.strerror}); choose another {setting}"
             ) from None
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{self.path}: another job is running in this folder; choose another run_dir"
+                f"{self.path}: another job is running in this folder; choose another {setting}"
             ) from None
-        self.refuse_other_run(config)
-        write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        return self.run_id()
 
     def refuse_other_run(self, config: Config) -> None:
         saved = self.path / "config.yaml"

@@ -19,7 +19,7 @@ from data_tools.loader import Step
 from pretrain.checkpoint.folder import complete, step_of
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.check import check_world_size
-from pretrain.config.load import build_config, merge, parse_override
+from pretrain.config.load import build_config, override, parse_override
 from pretrain.config.sections import Config
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
@@ -84,7 +84,7 @@ def replay_config(run: Path, overrides: list[str]) -> Config:
             raise UserError(
                 f"{text}: would make it another run; only how it is run may differ, e.g. engine=ddp"
             )
-        values = merge(values, parse_override(text))
+        values = override(values, *parse_override(text))
     return replace(build_config(values), run_dir=str(run))
 
 

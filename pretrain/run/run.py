@@ -20,7 +20,15 @@ from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for
 from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
-from pretrain.data import Sources, build_loader, build_stream, count_steps, first_of, open_sources
+from pretrain.data import (
+    Sources,
+    build_loader,
+    build_stream,
+    count_steps,
+    first_of,
+    open_sources,
+    warn_of_few_samples,
+)
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
@@ -123,6 +131,7 @@ def train(
                 trainer.tracker.event("loaded", trainer.step, report.values())
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
+            tell_start(trainer, resumed)
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)
         if is_main_process:
@@ -133,6 +142,23 @@ def train(
         return trainer.step
     finally:
         folder.close()
+
+
+def tell_start(trainer: Trainer, broken: list[str] | None) -> None:
+    """Say where the run goes on, and what is odd about it. Called on rank 0.
+
+    Args:
+        broken: the checkpoints that were passed over; None where the run starts anew.
+    """
+    total, folder = trainer.total_steps, trainer.config.folder
+    if broken is not None and trainer.step < total:
+        print(f"going on from step {trainer.step} of {total} ({folder})", flush=True)
+    elif broken is not None:
+        print(f"all {total} steps are done ({folder})", flush=True)
+    for line in broken or []:
+        log.warning("passed over: %s", line)
+    if warning := warn_of_few_samples(trainer.loader, trainer.config.train, total):
+        log.warning(warning)
 
 
 def fit(trainer: Trainer) -> None:

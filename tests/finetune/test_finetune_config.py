@@ -10,7 +10,7 @@ from finetune.config import RECIPES, load_config
 
 @pytest.mark.parametrize("recipe", [path.stem for path in RECIPES.glob("*.yaml")])
 def test_every_recipe_is_valid(recipe):
-    config, origin = load_config(recipe, ["protocol.draws=3"])
+    config, origin = load_config(recipe, ["protocol.draws=3", "data.train=sample:digits"])
     assert config.protocol.draws == 3
     assert origin["protocol.draws"] == "command line"
 

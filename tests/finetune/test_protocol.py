@@ -68,7 +68,7 @@ def test_release_and_run_are_the_same_encoder(run_folder, tmp_path):
 
 
 def test_full_starts_from_the_pretrained_weights_and_scratch_does_not(job):
-    config, _ = load_config("digits", [*job, "train.steps=1", "optimizer.lr=1e-9", "schedule.warmup_steps=0"])
+    config, _ = load_config("digits", [*job, "train.steps=1", "optimizer.lr=1e-9", "schedule.warmup_ratio=0"])
     bench = open_bench(config)
     engine = DDPEngine(TrainConfig(), World())
     weights = {
