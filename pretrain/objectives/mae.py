@@ -53,12 +53,16 @@ class MAE(Objective):
             )
         if not 0 < config.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")
-        self.visible = int(encoder.num_patches * (1 - config.mask_ratio))
         if self.visible < 1:
             raise UserError(
                 f"objective.mask_ratio={config.mask_ratio}: leaves none of {encoder.num_patches} patches to see"
             )
         self.roles["decoder"] = MAEDecoder(config, encoder)
+
+    @property
+    def visible(self) -> int:
+        """Patches that the encoder sees."""
+        return int(self.encoder.num_patches * (1 - self.config.mask_ratio))
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
         """{"image": (C, S, S), "order": (N,)}: a crop, and its patches in random order, the visible ones first."""
