@@ -22,6 +22,14 @@ class BatchSizes:
                 return size
         return self.final
 
+    def position(self, steps: int) -> int:
+        """Where the global batch starts that comes after so many steps."""
+        position = 0
+        for size, number in self.warmup:
+            position += size * min(steps, number)
+            steps = max(0, steps - number)
+        return position + self.final * steps
+
     def steps_for(self, samples: float) -> int:
         """Steps until at least so many samples have been seen, from the first on."""
         done = 0

@@ -39,6 +39,7 @@ class SampleStream(Protocol):
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
     def read_ahead(self) -> ReadAhead | None: ...
+    def shards(self, positions: Int64Array) -> list[list[str]]: ...
     def state(self) -> dict[str, Any]: ...
 
 
@@ -199,7 +200,8 @@ class Loader:
         """Where the step after the one at ``position`` starts."""
         return position + self.batch_sizes.at(position)
 
-    def _micro_positions(self, position: int) -> list[Int64Array]:
+    def micro_positions(self, position: int) -> list[Int64Array]:
+        """This rank's positions of the step at ``position``, micro-batch by micro-batch."""
         mine = self._mine(position)
         return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
 
@@ -214,7 +216,7 @@ class Loader:
         if self.workers == 0:
             while True:
                 advance()
-                parts = self._micro_positions(self.position)
+                parts = self.micro_positions(self.position)
                 yield self._step([self._make(positions) for positions in parts])
         submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
@@ -226,7 +228,7 @@ class Loader:
                     submit, ahead, self._stale = self._start_pool(), self.position, False
                     pending.clear()
                 while len(pending) < 2 or sum(map(len, pending)) < AHEAD * self.workers:
-                    pending.append([submit(p) for p in self._micro_positions(ahead)])
+                    pending.append([submit(p) for p in self.micro_positions(ahead)])
                     ahead = self._next(ahead)
                 yield self._step([future.result() for future in pending.popleft()])
         finally:

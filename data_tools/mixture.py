@@ -154,6 +154,16 @@ class Mixture:
                 ]
         yield from sorted(found, key=lambda need: need[2])
 
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shards of each sample or row at ``positions``, each behind its source's name."""
+        sources, inner = self.order.locate(positions)
+        found: list[list[str]] = [[] for _ in positions]
+        for s, (name, stream) in enumerate(self.streams.items()):
+            here = np.flatnonzero(sources == s)
+            for place, shards in zip(here.tolist(), stream.shards(inner[here]), strict=True):
+                found[place] = [f"{name}/{shard}" for shard in shards]
+        return found
+
     def state(self) -> dict[str, Any]:
         history = [[start, weights] for start, weights in self.history]
         return {

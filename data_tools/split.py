@@ -72,7 +72,7 @@ def _reach(home: Path, url: str, folder: Path) -> str:
 
 def _copy_beside(home: Path, folder: Path, manifest: Manifest) -> None:
     """Carry over the tokenizer and the licence."""
-    named = manifest.about.get("tokenizer")
-    for path in [home / "LICENCE.txt", *(sorted((home / named).glob("*.json")) if named else [])]:
+    tokenizer = home / manifest.about.get("tokenizer", "tokenizer")
+    for path in [home / "LICENCE.txt", *sorted(tokenizer.glob("*.json"))]:
         if path.is_file():
             write_atomically(folder / path.relative_to(home), path.read_bytes())

@@ -76,6 +76,12 @@ class Stream:
         _, indices = self.order.indices(positions)
         return self.dataset.segments(indices, positions)
 
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shard of each sample at ``positions``; of a damaged one, its own and not its stand-in's."""
+        _, indices = self.order.indices(positions)
+        shards, _ = self.dataset.locate(indices)
+        return [[self.dataset.manifest.urls[shard]] for shard in shards.tolist()]
+
     def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
         """Another sample in place of a damaged one; every other position keeps its own."""
         damages = [Damage(position, error.shard, error.name, error.reason)]
@@ -167,6 +173,13 @@ class PackedStream:
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
         documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
         return self.dataset.segments(documents, np.repeat(positions, last - first))
+
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shards that hold the documents of each row at ``positions``."""
+        _, rows = self.order.indices(positions)
+        pieces = [self.plan.document[self.plan.row_start[row] : self.plan.row_start[row + 1]] for row in rows]
+        urls = self.dataset.manifest.urls
+        return [[urls[shard] for shard in np.unique(self.dataset.locate(own)[0])] for own in pieces]
 
     def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
         """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""

@@ -20,13 +20,14 @@ EPILOG = """examples:
   python -m pretrain release runs/mae_digits
   python -m pretrain report runs/mae_digits
   python -m pretrain replay runs/mae_digits --step 120
+  python -m pretrain batch runs/mae_digits --step 120
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m pretrain` and of `masquerade pretrain`."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"release": release, "report": report, "replay": replay}
+    commands = {"release": release, "report": report, "replay": replay, "batch": batch}
     command = commands.get(argv[0]) if argv else None
     return run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
 
@@ -39,7 +40,7 @@ def pretrain(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "recipe", help="a name from pretrain/recipes, a YAML file; or release | report | replay RUN"
+        "recipe", help="a name from pretrain/recipes, a YAML file; or release | report | replay | batch RUN"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
@@ -157,6 +158,27 @@ def replay(argv: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(describe(found))
         print(f"all of it: {arguments.run / 'replay' / f'step_{arguments.step}.json'}")
+    return 0
+
+
+def batch(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain batch",
+        description="Make the batch of one step of a run again, as every rank saw it: keys, shards, shapes, arrays and "
+        "pictures go to RUN/replay. Needs the run's config.yaml and its data, no checkpoint, and one process.",
+        epilog="example:\n  python -m pretrain batch runs/mae_digits --step 120",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--step", type=int, required=True, help="as metrics.jsonl counts: the first is 1")
+    parser.add_argument(
+        "--ranks", type=int, help="that shared it; default: as many as at the run's last start"
+    )
+    arguments = parser.parse_args(argv)
+    quiet_libraries()
+    from pretrain.run.batch import describe, show_batch
+
+    print(describe(show_batch(arguments.run, arguments.step, arguments.ranks)))
     return 0
 
 

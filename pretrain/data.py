@@ -36,6 +36,28 @@ def open_sources(data: DataConfig) -> Sources:
     return sources
 
 
+def open_validation(data: DataConfig, sources: Sources) -> Dataset:
+    """Open the data set that `data.validation` names.
+
+    Raises:
+        UserError: it is not there, is one that is trained on, or has another tokenizer.
+    """
+    path = data.validation or ""
+    dataset = open_dataset(path)
+    for name, source in sources.items():
+        if dataset.fingerprint == source.fingerprint:
+            raise UserError(
+                f"data.validation={path}: holds the same samples as {name}, which is trained on (data.path); give data "
+                "that are held out"
+            )
+    if tokenizer_file(dataset) != tokenizer_file(first_of(sources)):
+        raise UserError(
+            f"data.validation={path}: was tokenized by another tokenizer than {next(iter(sources))}; tokenize it with "
+            "the same"
+        )
+    return dataset
+
+
 def tokenizer_file(dataset: Dataset) -> bytes | None:
     folder = find_tokenizer(dataset)
     path = folder / "tokenizer.json" if folder else None

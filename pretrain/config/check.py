@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_tools.errors import UserError
 from data_tools.remote import has_secrets, redacted
-from pretrain.config.sections import Config, ProbeConfig
+from pretrain.config.sections import Config, ProbeConfig, ValidationConfig
 from pretrain.optim.config import check_optimizer, check_schedule
 
 
@@ -25,6 +25,7 @@ def check(config: Config) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "checkpoint.target_patience": config.checkpoint.target_patience,
         "data.sequence_length": config.data.sequence_length,
+        "validation.samples": config.validation.samples,
     }
     for size, steps in train.batch_size_warmup:
         if size <= 0 or steps <= 0:
@@ -48,6 +49,7 @@ def check(config: Config) -> None:
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_probe(config.probe)
     check_heads(config)
+    check_validation(config)
     check_schedule(config.schedule, train.steps)
     check_optimizer(config.optimizer, config.schedule)
     optimizers = [config.optimizer]
@@ -89,6 +91,32 @@ def check_probe(probe: ProbeConfig) -> None:
                 f"{key}: missing; probe.every={probe.every} needs labelled samples to learn from (probe.train) and "
                 "others to be judged by (probe.test); or set probe.every=0"
             )
+
+
+def check_validation(config: Config) -> None:
+    """Raise a `UserError` where the held-out loss could not be measured as asked, or would not be one."""
+    path, settings = config.data.validation, config.validation
+    if path is None:
+        if settings != ValidationConfig():
+            raise UserError(
+                "validation: says how to measure a held-out loss, and data.validation names no data; "
+                "give data.validation=PATH"
+            )
+        return
+    refuse_secrets("data.validation", path)
+    if path in config.data.weights:
+        raise UserError(f"data.validation={path}: is trained on (data.path); give data that are held out")
+    if settings.every < 0:
+        raise UserError(f"validation.every={settings.every}: must not be negative; 0 switches it off")
+    ratio = settings.mask_ratio
+    if ratio is None:
+        return
+    if not hasattr(config.objective, "mask_ratio"):
+        raise UserError(
+            f"validation.mask_ratio={ratio}: objective {config.objective.name!r} has no mask_ratio; leave it out"
+        )
+    if not 0 < ratio < 1:
+        raise UserError(f"validation.mask_ratio={ratio}: must lie between 0 and 1")
 
 
 def refuse_secrets(key: str, url: str) -> None:

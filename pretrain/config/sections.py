@@ -21,6 +21,8 @@ class DataConfig:
     path: str | dict[str, float] | None = None
     """Needed: a data set, or several with their weights, `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a
     run is started again; they hold from there on."""
+    validation: str | None = None
+    """Held-out data of the same kind: the loss on them is measured every `validation.every` steps."""
     mix_by: Literal["sample", "token"] = "sample"
     """What the weights are shares of."""
     max_damage_rate: float = 0.01
@@ -95,6 +97,18 @@ class ProbeConfig:
     neighbours: int = 10
 
 
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on `data.validation`: the same samples with the same things hidden every time."""
+
+    every: int = 500
+    """Steps between measurements; 0: none."""
+    samples: int = 2000
+    """Samples, or packed rows of tokens, at most; chosen by the seed."""
+    mask_ratio: float | None = None
+    """Share that is hidden meanwhile (MLM is often compared at .15); default: what training hides."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run, whole. `encoder` and `objective` are checked against the schema that their `name` selects."""
@@ -122,6 +136,7 @@ class Config:
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe: ProbeConfig = ProbeConfig()
+    validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_tools.dataset import Dataset, open_dataset
-from data_tools.errors import UserError
-from data_tools.loader import evaluation_batches
+from data_tools.dataset import DamagedSampleError, Dataset, open_dataset
+from data_tools.errors import OneRankError, UserError
+from data_tools.loader import collate
 from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import field
-from pretrain.objectives.base import Batch, Encoded
+from pretrain.engine.base import Engine
+from pretrain.evaluation.shares import share_batches
+from pretrain.objectives.base import Batch, Objective
+
+BATCH_SIZE = 256
+"""Samples of one rank in one forward pass."""
 
 
 class OnlineProbe:
@@ -26,39 +30,24 @@ class OnlineProbe:
         self.train = first(open_dataset(config.train), config.train_samples)
         self.test = first(open_dataset(config.test), config.test_samples)
 
-    def measure(
-        self,
-        encode: Callable[[Batch], Encoded],
-        view: Callable[[dict[str, Any]], Batch],
-        device: torch.device,
-    ) -> dict[str, float]:
-        """Accuracies {"knn", "linear"} in [0, 1], the same on every rank."""
-        classes = ClassNames(self.config.label)
-        train = features(self.train, encode, view, classes, device)
-        test = features(self.test, encode, view, classes, device)
-        return {
-            "knn": knn_accuracy(*train, *test, self.config.neighbours),
-            "linear": linear_accuracy(*train, *test),
-        }
+    def measure(self, objective: Objective, engine: Engine) -> dict[str, float]:
+        """Accuracies {"knn", "linear"} in [0, 1], the same on every rank. Called on all ranks together.
 
-
-class ClassNames:
-    """Labels of any kind → class numbers, in order of first sight."""
-
-    def __init__(self, field_name: str) -> None:
-        self.field_name = field_name
-        self.numbers: dict[Any, int] = {}
-
-    def number(self, sample: dict[str, Any]) -> int:
-        """The class of a sample.
-
-        Raises:
-            UserError: the sample has no such field, or it is not a single value.
+        Each rank embeds its share of the samples; rank 0 then classifies all of them.
         """
-        value = field(sample, self.field_name)
-        if isinstance(value, (dict, list, np.ndarray)):
-            raise UserError(f"label field {self.field_name!r}: holds a {type(value).__name__}, not a class")
-        return self.numbers.setdefault(value, len(self.numbers))
+        train, train_labels = embed(self.train, objective, engine, self.config.label)
+        test, test_labels = embed(self.test, objective, engine, self.config.label)
+
+        def classify() -> dict[str, float]:
+            numbers = number_classes([*train_labels, *test_labels])
+            labels = numbers[: len(train)], numbers[len(train) :]
+            return {
+                "knn": knn_accuracy(train, labels[0], test, labels[1], self.config.neighbours),
+                "linear": linear_accuracy(train, labels[0], test, labels[1]),
+            }
+
+        accuracies: dict[str, float] = engine.on_main_process(classify)
+        return accuracies
 
 
 def first(dataset: Dataset, count: int) -> Dataset:
@@ -69,36 +58,69 @@ def first(dataset: Dataset, count: int) -> Dataset:
 
 
 @torch.no_grad()
-def features(
-    dataset: Dataset,
-    encode: Callable[[Batch], Encoded],
-    view: Callable[[dict[str, Any]], Batch],
-    classes: ClassNames,
-    device: torch.device,
-    batch_size: int = 256,
-) -> tuple[Tensor, Tensor]:
-    """Pooled features (N, D) in fp32 and class numbers (N,) of a whole data set, on the CPU."""
+def embed(
+    dataset: Dataset, objective: Objective, engine: Engine, label_field: str, batch_size: int = BATCH_SIZE
+) -> tuple[Tensor, list[Any]]:
+    """Pooled features (N, D) in fp32 on the CPU and labels (N) of a whole data set in its order, on every rank.
 
-    def transform(sample: dict[str, Any], _rng: np.random.Generator) -> Batch:
-        return {**view(sample), "class": classes.number(sample)}
+    Each rank sees its share of the samples. Called on all ranks together.
 
+    Raises:
+        OneRankError: a sample of this rank's share is damaged, or its label is missing or not a single value.
+    """
+    world = engine.world
     pooled, labels = [], []
-    for batch, _ in evaluation_batches(dataset, transform, batch_size, rank=0, world_size=1):
-        on_device = {name: value.to(device) for name, value in batch.items() if name != "class"}
-        pooled.append(encode(on_device).pooled.float().cpu())
-        labels.append(batch["class"])
-    return torch.cat(pooled), torch.cat(labels)
+    for indices, counts in share_batches(len(dataset), batch_size, world.rank, world.size):
+        try:
+            samples = [dataset[index] for index in indices.tolist()]
+            classes = [label_of(sample, label_field) for sample in samples]
+            batch: Batch = collate([objective.view(sample) for sample in samples])
+        except (UserError, DamagedSampleError) as error:
+            raise OneRankError(f"probe: {error}") from None
+        features = objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
+        if counts:
+            pooled.append(features.numpy())
+            labels += classes
+    shares = engine.gather((np.concatenate(pooled) if pooled else None, labels))
+    whole = np.empty((len(dataset), *shares[0][0].shape[1:]), dtype=np.float32)
+    named: list[Any] = [None] * len(dataset)
+    for rank, (part, classes) in enumerate(shares):
+        if part is not None:
+            whole[rank :: world.size], named[rank :: world.size] = part, classes
+    return torch.from_numpy(whole), named
+
+
+def label_of(sample: dict[str, Any], field_name: str) -> Any:
+    """The label of a sample.
+
+    Raises:
+        UserError: the sample has no such field, or it is not a single value.
+    """
+    value = field(sample, field_name)
+    if isinstance(value, (dict, list, np.ndarray)):
+        raise UserError(f"label field {field_name!r}: holds a {type(value).__name__}, not a class")
+    return value
+
+
+def number_classes(labels: list[Any]) -> Tensor:
+    """Labels of any kind → class numbers (N,), in order of first sight."""
+    numbers: dict[Any, int] = {}
+    return torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
 def knn_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, neighbours: int
 ) -> float:
-    """Share of test samples whose class is the majority (by cosine weight) of their nearest training samples."""
+    """Share of test samples whose class is the majority (by cosine weight) of their nearest training samples.
+
+    A neighbour at an obtuse angle has no vote, unless all of a sample's neighbours are: then nearer ones count more.
+    """
     k = min(neighbours, len(train))
     similarity = unit(test) @ unit(train).T  # (test, train)
-    weight, nearest = similarity.topk(k, dim=1)  # (test, k)
+    nearness, nearest = similarity.topk(k, dim=1)  # (test, k)
+    weight = torch.where(nearness[:, :1] > 0, nearness.clamp(min=0), nearness.exp())
     votes = torch.zeros(len(test), int(train_labels.max()) + 1)
-    votes.scatter_add_(1, train_labels[nearest], weight.clamp(min=0))
+    votes.scatter_add_(1, train_labels[nearest], weight)
     return (votes.argmax(1) == test_labels).float().mean().item()
 
 

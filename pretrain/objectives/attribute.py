@@ -6,7 +6,7 @@ Each attribute's answer is either a field of the sample (`label`, `json.party`) 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,30 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_tools.errors import UserError
-from pretrain.encoders.base import field
+from pretrain.objectives.attribute_answers import AttributeSpec, answer, find_answers
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.objectives.derived_attributes import DERIVED, ROTATIONS, rotate
+from pretrain.objectives.derived_attributes import ROTATIONS, rotate
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
-
-SCANNED = 2000
-"""Samples, spread over the data set, that are looked at to learn an attribute's classes, or its mean and spread."""
-
-
-@dataclass(frozen=True)
-class AttributeSpec:
-    """One question. Give `field` or `derive`."""
-
-    field: str | None = None
-    """Where the answer stands in the sample, e.g. `label`, or `json.color` for a key of its JSON member."""
-    derive: Literal["brightness", "stroke_width", "rotation"] | None = None
-    """What is computed from the image: mean ink, dominant stroke width, or the quarter turn it was given (RotNet)."""
-    kind: Literal["classes", "binary", "number"] = "classes"
-    """Cross-entropy, binary cross-entropy, or squared error of the standardised number."""
-    classes: tuple[str | int | bool, ...] | None = None
-    """The answers, in order; default: those found in the data set."""
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,11 @@ class Attribute(Objective):
         self.roles["heads"] = Heads(encoder.dim, {name: self.answers[name].outputs for name in self.specs})
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """The whole sample, and by attribute the answer "name" and whether it has one "name_valid" (0 or 1)."""
+        """The whole sample, and for each attribute `name` three numbers under names that no encoder has.
+
+        "answer/name", "valid/name" (1 where there is one), and "unknown/name" (1 where there is one that no head
+        knows, such as a class that is in no list).
+        """
         turns = int(rng.integers(ROTATIONS)) if self.rotates else 0
         view = self.view(sample)
         if turns:
@@ -71,13 +57,14 @@ class Attribute(Objective):
         for name, spec in self.specs.items():
             value = turns if spec.derive == "rotation" else answer(sample, spec)
             number = self.answers[name].number(value)
-            view[f"{name}_valid"] = float(number is not None)
-            view[name] = float(number or 0)
+            view[f"answer/{name}"] = float(number or 0)
+            view[f"valid/{name}"] = float(number is not None)
+            view[f"unknown/{name}"] = float(number is None and value is not None)
         return view
 
     def count(self, phase: Phase, batch: Batch) -> float:
         """Valid answers, over all attributes."""
-        return float(sum(batch[f"{name}_valid"].sum() for name in self.specs))
+        return float(sum(batch[f"valid/{name}"].sum() for name in self.specs))
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         pooled = self.encoder.pool(self.roles["encoder"](batch), batch)  # (B, D)
@@ -85,13 +72,15 @@ class Attribute(Objective):
         total, metrics = pooled.new_zeros((), dtype=torch.float32), {}
         for name, spec in self.specs.items():
             output = outputs[name].float()  # (B, classes) or (B, 1)
-            valid = batch[f"{name}_valid"]  # (B,)
-            error, score = judge(output, batch[name], spec.kind)  # (B,), (B,)
+            valid, unknown = batch[f"valid/{name}"], batch[f"unknown/{name}"]  # (B,), (B,)
+            error, score = judge(output, batch[f"answer/{name}"], spec.kind)  # (B,), (B,)
             total = total + spec.weight * (error * valid).sum()
             metrics[f"{name}_{'error' if spec.kind == 'number' else 'accuracy'}"] = (
                 (score * valid).sum().detach(),
                 valid.sum(),
             )
+            if spec.field:
+                metrics[f"{name}_unknown"] = (unknown.sum(), torch.ones_like(unknown).sum())
         return Loss(total, metrics)
 
 
@@ -107,34 +96,15 @@ class Heads(nn.Module):
         return {name: layer(pooled) for name, layer in self.layers.items()}
 
 
-@dataclass(frozen=True)
-class Answers:
-    """How an attribute's answers become numbers for the loss."""
-
-    kind: str
-    classes: dict[Any, int]
-    mean: float = 0.0
-    spread: float = 1.0
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes) if self.kind == "classes" else 1
-
-    def number(self, value: Any) -> float | None:
-        """A class's index, 0 or 1, or the standardised number; None where there is no valid answer."""
-        if value is None:
-            return None
-        if self.kind == "classes":
-            return self.classes.get(value)
-        if isinstance(value, (bool, int, float, np.number)):
-            return float(bool(value)) if self.kind == "binary" else (float(value) - self.mean) / self.spread
-        return None
-
-
 def check(name: str, spec: AttributeSpec, modality: str) -> None:
     place = f"objective.attributes.{name}"
     if not name.isidentifier():
         raise UserError(f"{place}: an attribute's name is letters, digits and underscores")
+    if hasattr(nn.ModuleDict(), name):
+        raise UserError(
+            f"{place}: torch has this name for something else; call the attribute e.g. its_{name} and give "
+            f"field: {spec.field}"
+        )
     if (spec.field is None) == (spec.derive is None):
         raise UserError(f"{place}: give either field or derive")
     if spec.derive and modality != "image":
@@ -147,60 +117,6 @@ def check(name: str, spec: AttributeSpec, modality: str) -> None:
         raise UserError(
             f"{place}.kind={spec.kind!r}: rotation is one of {ROTATIONS} classes; say kind: classes"
         )
-
-
-def answer(sample: dict[str, Any], spec: AttributeSpec) -> Any:
-    """An attribute's value for a sample; None where the sample does not have the field."""
-    if spec.derive:
-        return DERIVED[spec.derive](field(sample, "image"))
-    try:
-        return field(sample, spec.field or "")
-    except UserError:
-        return None
-
-
-def find_answers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str, Answers]:
-    """What answers each attribute has, from its settings or from samples spread over the data set.
-
-    Raises:
-        UserError: an attribute that none of those samples has, or that has a single class.
-    """
-    found: dict[str, Answers] = {}
-    unknown = {}
-    for name, spec in specs.items():
-        if spec.derive == "rotation":
-            found[name] = Answers("classes", {turns: turns for turns in range(ROTATIONS)})
-        elif spec.kind == "binary" or spec.classes:
-            found[name] = Answers(spec.kind, {value: i for i, value in enumerate(spec.classes or ())})
-        else:
-            unknown[name] = spec
-    if not unknown:
-        return found
-    values: dict[str, list[Any]] = {name: [] for name in unknown}
-    for i in np.unique(np.linspace(0, len(dataset) - 1, SCANNED).astype(np.int64)):
-        sample = dataset[int(i)]
-        for name, spec in unknown.items():
-            values[name].append(answer(sample, spec))
-    return found | {name: learn_answers(name, spec, values[name]) for name, spec in unknown.items()}
-
-
-def learn_answers(name: str, spec: AttributeSpec, values: list[Any]) -> Answers:
-    """The classes, or the mean and spread, among `values`."""
-    present = [value for value in values if value is not None]
-    if not present:
-        raise UserError(
-            f"objective.attributes.{name}: no sample has the field {spec.field!r}; see `data show`"
-        )
-    if spec.kind == "number":
-        if not all(isinstance(value, (bool, int, float, np.number)) for value in present):
-            raise UserError(f"objective.attributes.{name}: {present[0]!r} is no number; say kind: classes")
-        return Answers("number", {}, float(np.mean(present)), float(np.std(present)) or 1.0)
-    classes = sorted(set(present), key=str)
-    if len(classes) < 2:
-        raise UserError(
-            f"objective.attributes.{name}: every sample says {classes[0]!r}; there is nothing to learn"
-        )
-    return Answers("classes", {value: i for i, value in enumerate(classes)})
 
 
 def judge(output: Tensor, target: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,8 @@ class Objective:
     """
 
     Config: ClassVar[type]
+    is_likelihood: ClassVar[bool] = False
+    """Whether the loss is a mean of −log p in nats, so that its exponential is a perplexity."""
     roles: dict[str, nn.Module]
 
     def __init__(self, config: Any, encoder: Encoder, dataset: Dataset) -> None:
@@ -88,6 +90,10 @@ class Objective:
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         """The loss of a micro-batch, summed over `count` things."""
         raise TypeError(f"{type(self).__name__} must define loss()")
+
+    def count_bytes(self, batch: Batch) -> float | None:
+        """Bytes of the text that `loss` is the −log p of, for bits per byte; None where that is not known."""
+        return None
 
     def after_step(self, phase: Phase, step: int) -> None:
         """Upkeep after a phase's optimizer has stepped: averaged weights, centres, codebooks."""

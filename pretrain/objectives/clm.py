@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_tools.errors import UserError
 from pretrain.encoders.text.base import CausalTextEncoder
+from pretrain.encoders.text.tokenizer import bytes_of_tokens
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.tracking.pictures import TextExcerpt, TextExcerpts
@@ -35,6 +36,7 @@ class CLM(Objective):
     """Mean over tokens of −log p(next token of the same document)."""
 
     Config = CLMConfig
+    is_likelihood = True
     encoder: CausalTextEncoder
 
     def __init__(self, config: CLMConfig, encoder: CausalTextEncoder, dataset: Dataset) -> None:
@@ -47,6 +49,7 @@ class CLM(Objective):
             head = nn.Linear(encoder.dim, encoder.vocab_size, bias=False)
             nn.init.normal_(head.weight, std=encoder.config.initializer_range)
             self.roles["head"] = head
+        self.token_bytes = None if encoder.tokenizer is None else bytes_of_tokens(encoder.tokenizer)
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
         """{"tokens", "document_ids", "position_ids", "target"}: (L,) each; a document's last token guesses nothing."""
@@ -60,6 +63,13 @@ class CLM(Objective):
     def count(self, phase: Phase, batch: Batch) -> float:
         """Tokens that are followed by one of their own document."""
         return float((batch["target"] != IGNORE).sum())
+
+    def count_bytes(self, batch: Batch) -> float | None:
+        """Of the tokens that are guessed; known where the tokenizer is one of bytes."""
+        if self.token_bytes is None:
+            return None
+        target = batch["target"]
+        return float(self.token_bytes[target[target != IGNORE].numpy()].sum())
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         hidden = self.roles["encoder"](batch).flatten(0, 1)  # (B·L, D)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.augment.image import center_view, random_resized_crop
+from pretrain.augment.image import Interpolation, center_view, random_resized_crop
 from pretrain.encoders.base import field
 from pretrain.encoders.image.base import image_to_array
 from pretrain.encoders.image.vit import ViTEncoder, hf_config, xavier_uniform
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MAEConfig:
-    """Defaults of the reference (main_pretrain.py, models_mae.py)."""
+    """Defaults of the reference (main_pretrain.py, models_mae.py), but for `crop_interpolation`."""
 
     name: str = "mae"
     mask_ratio: float = 0.75
@@ -35,6 +35,8 @@ class MAEConfig:
     decoder_num_attention_heads: int = 16
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Area of the random crop; (1, 1) takes the whole image."""
+    crop_interpolation: Interpolation = "bilinear"
+    """How the crop is resized. The reference has bicubic, which the recipe `mae_images` takes."""
     flip: bool = True
     """Mirror half of the images; not for digits or text."""
 
@@ -53,21 +55,27 @@ class MAE(Objective):
             )
         if not 0 < config.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")
-        self.visible = int(encoder.num_patches * (1 - config.mask_ratio))
         if self.visible < 1:
             raise UserError(
                 f"objective.mask_ratio={config.mask_ratio}: leaves none of {encoder.num_patches} patches to see"
             )
         self.roles["decoder"] = MAEDecoder(config, encoder)
 
+    @property
+    def visible(self) -> int:
+        """Patches that the encoder sees."""
+        return int(self.encoder.num_patches * (1 - self.config.mask_ratio))
+
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
         """{"image": (C, S, S), "order": (N,)}: a crop, and its patches in random order, the visible ones first."""
         size = self.encoder.config.image_size
         image = image_to_array(field(sample, "image"), self.encoder.config.num_channels, sample["__key__"])
         if tuple(self.config.crop_scale) == (1, 1):
-            view = center_view(image, size)
+            view = center_view(image, size, self.config.crop_interpolation)
         else:
-            view = random_resized_crop(image, rng, size, self.config.crop_scale)
+            view = random_resized_crop(
+                image, rng, size, self.config.crop_scale, interpolation=self.config.crop_interpolation
+            )
         if self.config.flip and rng.random() < 0.5:
             view = np.ascontiguousarray(view[:, :, ::-1])
         return {"image": view, "order": rng.permutation(self.encoder.num_patches)}

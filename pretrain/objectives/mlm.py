@@ -36,6 +36,7 @@ class MLM(Objective):
     """Mean over hidden tokens of −log p(token), with a decoder that shares the input embeddings."""
 
     Config = MLMConfig
+    is_likelihood = True
     encoder: BidirectionalTextEncoder
 
     def __init__(self, config: MLMConfig, encoder: BidirectionalTextEncoder, dataset: Dataset) -> None:

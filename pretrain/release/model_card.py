@@ -153,7 +153,10 @@ def results_section(run: Path) -> str:
     """Final loss, probes and fine-tuning as the run folder tells them."""
     records = read_records(run / "metrics.jsonl")
     lines = []
-    for kind, title in (("train", "Last training step"), ("probe", "Probes on the frozen encoder")):
+    kinds = (
+        ("train", "Last training step"), ("validation", "Held-out samples"), ("probe", "Probes on the frozen encoder")
+    )  # fmt: skip
+    for kind, title in kinds:
         found = [r for r in records if r.get("kind") == kind]
         if found:
             values = {k: v for k, v in found[-1].items() if shown(k, v)}

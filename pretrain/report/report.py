@@ -60,10 +60,14 @@ def template() -> Any:
 
 
 def training_charts(run: RunSummary) -> dict[str, str]:
-    """Loss (one line a phase), learning rate and samples per second over steps."""
+    """Loss (one line a phase, and dashed on held-out samples), learning rate and samples per second over steps."""
     charts = {}
     if run.losses:
         curves = [run.curve("train", name) for name in run.losses]
+        for name in run.held_out:
+            color = PALETTE[run.losses.index(name) % len(PALETTE)] if name in run.losses else None
+            held_out = run.curve("validation", name)
+            curves.append(replace(held_out, name=f"{name}, held out", dashed=True, color=color))
         charts["loss"] = curve_chart(
             curves, "Loss" if len(curves) > 1 else run.losses[0].capitalize(), smooth=True
         )

@@ -74,6 +74,11 @@ class RunSummary:
         return [name for name in self.names("train") if name.split("/")[-1] == "loss"]
 
     @property
+    def held_out(self) -> list[str]:
+        """Losses that were measured on held-out samples, named as in training."""
+        return [name for name in self.names("validation") if name.split("/")[-1] == "loss"]
+
+    @property
     def other_measures(self) -> list[str]:
         """Whatever else the objective and the trainer measure, where it changes during the run."""
         names = [n for n in self.names("train") if n not in NOT_PLOTTED and n.split("/")[-1] != "loss"]
@@ -152,6 +157,9 @@ def key_numbers(run: RunSummary) -> list[dict[str, str]]:
     for name in run.losses[:2]:
         y = run.curve("train", name).y
         numbers.append(card(f"Last {name}", f"{y[-1]:.4g}", f"first {y[0]:.4g}"))
+    for name in run.held_out[:2]:
+        y = run.curve("validation", name).y
+        numbers.append(card(f"Held-out {name}", f"{y[-1]:.4g}", f"lowest {min(y):.4g}"))
     for name, (curve, untrained) in run.probes.items():
         remark = f"untrained {percent(untrained)}" if untrained is not None else "frozen encoder"
         numbers.append(card(probe_title(name), percent(curve.y[-1]), remark))

@@ -18,7 +18,9 @@ from pretrain.config.sections import Config
 from pretrain.config.show import flatten, to_dict
 
 # What may change between two starts of the same run without making it another run.
-FREE_SECTIONS = ("name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe")
+FREE_SECTIONS = (
+    "name", "run_dir", "engine", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe", "validation",
+)  # fmt: skip
 FREE_KEYS = (
     "init_from",
     "allow_keys",
@@ -26,6 +28,7 @@ FREE_KEYS = (
     "data.workers",
     "data.worker_kind",
     "data.path",
+    "data.validation",
     "data.max_damage_rate",
     "train.micro_batch_size",
     "train.max_skipped_steps",

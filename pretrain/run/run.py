@@ -33,6 +33,7 @@ from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
 from pretrain.evaluation.probes import OnlineProbe
+from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import StopRequest
 from pretrain.guards.watchdog import SHARE_OF_TIMEOUT, Watchdog
 from pretrain.metering.communication import CommunicationSampler
@@ -189,12 +190,15 @@ def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
 def build_hooks(
     config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> tuple[Hook, ...]:
-    """Pictures and probes, as often as the configuration asks for them."""
+    """Pictures, probes and held-out losses, as often as the configuration asks for them."""
     hooks = []
     if every := config.tracking.picture_every:
         hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
     if config.probe.every:
         hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker)))
+    if config.data.validation and config.validation.every:
+        hook = validation_hook(config, objective, sources, engine, tracker)
+        hooks.append(Hook(config.validation.every, hook))
     return tuple(hooks)
 
 
@@ -246,9 +250,23 @@ def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tr
 
     def hook(step: int) -> None:
         with engine.ema_weights(), engine.unsharded(), evaluating(objective):
-            values = probe.measure(objective.encode, objective.view, engine.device)
+            values = probe.measure(objective, engine)
         if tracker:
             tracker.probe(step, values)
+
+    return hook
+
+
+def validation_hook(
+    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
+) -> Any:
+    validation = Validation(config, objective, sources)
+
+    def hook(step: int) -> None:
+        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+            values = validation.measure(engine)
+        if tracker:
+            tracker.validation(step, values)
 
     return hook
 

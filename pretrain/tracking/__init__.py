@@ -66,6 +66,14 @@ class Tracker:
             if self.display:
                 self.display.probe(step, values)
 
+    def validation(self, step: int, values: dict[str, Any]) -> None:
+        """The held-out loss, and what else was measured on the same samples."""
+        if self.enabled:
+            self.write("validation", step, values)
+            self.wandb.log(step, {f"validation/{key}": value for key, value in values.items()})
+            if self.display:
+                self.display.validation(step, values)
+
     def picture(self, step: int, picture: Picture) -> None:
         """Save a picture into the run's folder and show it on W&B."""
         if not self.enabled:

@@ -28,8 +28,8 @@ class TrackingConfig:
     """Steps between logged lines."""
     picture_every: Annotated[int, Field(ge=0)] = 500
     """Steps between pictures; 0 for none."""
-    communication_every: Annotated[int, Field(ge=0)] = 100
-    """Steps between measurements of the share in which ranks talk to each other; 0: never."""
+    communication_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between measurements of the share in which ranks talk to each other, by torch's profiler; 0: never."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
     """What one device can do at most, for `mfu`; default: by its name, where that is known."""
     profile_at: Annotated[int, Field(ge=0)] = 0

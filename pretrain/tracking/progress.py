@@ -48,6 +48,10 @@ class ProgressDisplay:
         parts = [f"{name} {100 * value:.1f} %" for name, value in values.items() if isinstance(value, float)]
         self.line(step, "probe: " + "  ".join(parts))
 
+    def validation(self, step: int, values: dict[str, Any]) -> None:
+        """A held-out loss."""
+        self.line(step, "held out: " + "  ".join(f"{name} {number(v).strip()}" for name, v in values.items()))
+
     def line(self, step: int, text: str) -> None:
         """One line of its own, above the bar if there is one."""
         width = len(str(self.total_steps))

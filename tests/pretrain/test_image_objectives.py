@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
+from data_tools.shard_writer import ShardWriter, finish_dataset
 from pretrain.config.load import build_config, load_recipe, merge
 from pretrain.config.sections import TrainConfig
 from pretrain.data import build_stream, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
-from pretrain.objectives.attribute import Attribute, AttributeConfig, AttributeSpec
+from pretrain.objectives.attribute import Attribute, AttributeConfig
+from pretrain.objectives.attribute_answers import AttributeSpec
 from pretrain.objectives.base import stack
 from pretrain.objectives.derived_attributes import brightness, rotate, stroke_width
 from pretrain.objectives.gan import discriminator_loss, generator_loss
 from pretrain.optim.build import build_optimizer
 from pretrain.optim.config import OptimizerConfig
 from pretrain.run.run import build_objective
+from tests.data_tools.small_data import png
 
 SMALL = {"train": {"steps": 10, "global_batch_size": 32}}
 
@@ -211,21 +218,21 @@ def test_four_quarter_turns_give_the_image_back():
     assert not (rotate(image, 1) == image).all()
 
 
-class Table(list):
-    """A data set of samples that a test made up."""
-
-    folder = None
-
-
 def attribute_objective(samples, **specs):
     config = AttributeConfig(attributes={name: AttributeSpec(**spec) for name, spec in specs.items()})
     encoder = build("attribute_digits")[0].encoder
-    return Attribute(config, encoder, Table(samples))
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder))
+        for sample in samples:
+            members = {"png": png(0), "json": json.dumps(sample["json"]).encode()}
+            writer.write(sample["__key__"], members)
+        finish_dataset(writer)
+        return Attribute(config, encoder, open_dataset(folder))
 
 
-def made_up(i, **json):
+def made_up(i, **answers):
     image = np.full((28, 28, 1), 20 * i, np.uint8)
-    return {"__key__": str(i), "image": image, "json": json}
+    return {"__key__": str(i), "image": image, "json": answers}
 
 
 def test_missing_answers_count_neither_in_the_loss_nor_in_its_normaliser():
@@ -264,7 +271,7 @@ def test_a_json_field_is_asked_of_text():
 def test_numbers_are_standardised_by_what_the_data_hold():
     samples = [made_up(i, weight=w) for i, w in enumerate([1.0, 2.0, 3.0, 6.0])]
     objective = attribute_objective(samples, weight={"field": "json.weight", "kind": "number"})
-    asked = [objective.example(sample, np.random.default_rng(0))["weight"] for sample in samples]
+    asked = [objective.example(sample, np.random.default_rng(0))["answer/weight"] for sample in samples]
     assert np.mean(asked) == pytest.approx(0, abs=1e-9)
     assert np.std(asked) == pytest.approx(1)
 

@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_tools.errors import UserError
 
 FILES = (
@@ -48,6 +51,21 @@ def open_tokenizer(folder: Path) -> Any:
             f"{folder}: no tokenizer that transformers opens ({' '.join(str(error).split())[:200]}); "
             "make one with `python -m data_tools tokenizer`"
         ) from None
+
+
+def bytes_of_tokens(tokenizer: Any) -> NDArray[np.int64] | None:
+    """Bytes of text that each token of a byte-level tokenizer stands for (V,), 0 for special ones; None for others.
+
+    Byte-level BPE writes each byte as one character of a table, and keeps all of them; WordPiece loses white space.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if not any(piece.startswith("Ġ") for piece in pieces):
+        return None
+    sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    for content, number in tokenizer.get_added_vocab().items():  # written as they are
+        sizes[number] = len(content.encode())
+    sizes[tokenizer.all_special_ids] = 0
+    return sizes
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

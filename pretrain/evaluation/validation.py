@@ -1,0 +1,131 @@
+"""The held-out loss: the objective's own loss on samples that training does not see, exact on any number of ranks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_tools.damage import Damage
+from data_tools.errors import OneRankError, UserError
+from data_tools.loader import make_micro_batch
+from pretrain.config.sections import Config
+from pretrain.data import Sources, build_stream, open_validation
+from pretrain.engine.base import Engine
+from pretrain.evaluation.shares import share_batches
+from pretrain.objectives.base import Batch, Metric, Objective, Phase
+
+BYTES = "bytes"
+
+
+class Validation:
+    """Asks an objective the same questions every time.
+
+    The samples are the first `validation.samples` positions of the data set's own stream (packed into rows as training
+    packs them), and what is hidden in each depends on (seed, sample key) alone.
+    """
+
+    def __init__(self, config: Config, objective: Objective, sources: Sources) -> None:
+        """Open the data.
+
+        Raises:
+            UserError: they are not there, are trained on, or have another tokenizer.
+        """
+        path = config.data.validation or ""
+        held_out = replace(config, data=replace(config.data, path=path))
+        self.path = path
+        self.seed = config.seed
+        self.stream = build_stream(held_out, {path: open_validation(config.data, sources)})
+        self.samples = min(config.validation.samples, self.stream.samples_per_epoch)
+        self.train = config.train
+        self.objective = with_mask_ratio(objective, config.validation.mask_ratio)
+        self.phases = [phase for phase in objective.phases() if not phase.fp32]
+        """A gradient penalty says nothing of samples that are held out."""
+        self.labelled = len(objective.phases()) > 1
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """The loss and the objective's metrics over all samples, the same on every rank. Called on all ranks together.
+
+        A loss that is a mean of −log p comes with its `perplexity`, and with `bits_per_byte` where bytes are known.
+
+        Raises:
+            UserError: a sample is damaged; a loss over other samples than before could not be compared.
+        """
+        sums, counts = defaultdict[str, float](float), defaultdict[str, float](float)
+        damages: list[Damage] = []
+        torch.manual_seed(self.seed)
+        world = engine.world
+        batch_size = self.train.micro_batch_size or self.train.global_batch_size // world.size
+        for positions, is_counted in share_batches(self.samples, batch_size, world.rank, world.size):
+            try:
+                batch, _, damaged = make_micro_batch(
+                    self.stream, self.objective.example, self.seed, positions
+                )
+            except UserError as error:
+                raise OneRankError(f"data.validation: {error}") from None
+            damages += damaged if is_counted else []
+            for phase in self.phases:
+                for name, (value, count) in self.sum_phase(phase, batch, engine.device).items():
+                    sums[name] += value if is_counted else 0.0
+                    counts[name] += count if is_counted else 0.0
+        self.refuse_damage([damage for rank in engine.gather(damages) for damage in rank])
+        names = list(sums)
+        table = torch.tensor([[sums[n] for n in names], [counts[n] for n in names]], dtype=torch.float64)
+        totals = dict(zip(names, engine.sum(table).T.tolist(), strict=True))
+        return self.describe(totals)
+
+    def sum_phase(self, phase: Phase, batch: Batch, device: torch.device) -> dict[str, tuple[float, float]]:
+        """By label, (sum, count) of what a phase measures in one batch."""
+        objective = self.objective
+        count, size = objective.count(phase, batch), objective.count_bytes(batch)
+        on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        loss = objective.loss(phase, on_device)
+        found: dict[str, Metric] = {"loss": loss.sum, **loss.metrics}
+        values = {name: pair_of(value, count) for name, value in found.items()}
+        if size is not None:
+            values[BYTES] = (size, 1.0)
+        return {self.label(phase, name): value for name, value in values.items()}
+
+    def describe(self, totals: dict[str, list[float]]) -> dict[str, float]:
+        """Means, and what else a loss in nats says."""
+        means = {name: value / max(count, 1.0) for name, (value, count) in totals.items()}
+        for phase in self.phases:
+            loss, size = self.label(phase, "loss"), self.label(phase, BYTES)
+            means.pop(size, None)
+            if self.objective.is_likelihood:
+                means[self.label(phase, "perplexity")] = math.exp(min(means[loss], 700.0))
+            if size in totals and totals[size][0]:
+                means[self.label(phase, "bits_per_byte")] = totals[loss][0] / math.log(2) / totals[size][0]
+        return means
+
+    def label(self, phase: Phase, name: str) -> str:
+        return f"{phase.name}/{name}" if self.labelled else name
+
+    def refuse_damage(self, damages: list[Damage]) -> None:
+        if damages:
+            first = damages[0]
+            raise UserError(
+                f"data.validation={self.path}: {len(damages)} of {self.samples} samples are damaged, e.g. {first.name} "
+                f"in {first.shard} ({first.reason}); mend or leave them out: `python -m data_tools verify {self.path}`"
+            )
+
+
+def pair_of(value: Metric, count: float) -> tuple[float, float]:
+    """A metric as (sum, count); one without a count of its own is over what the loss is over."""
+    if isinstance(value, tuple):
+        return float(value[0]), float(value[1])
+    return float(value), count
+
+
+def with_mask_ratio(objective: Objective, ratio: float | None) -> Objective:
+    """The same objective, roles and all, that hides another share; itself where none is given."""
+    if ratio is None:
+        return objective
+    other: Any = copy.copy(objective)
+    other.config = replace(objective.config, mask_ratio=ratio)
+    return other

@@ -1,0 +1,189 @@
+"""Which answers an attribute has: as its settings say, as the data set's manifest says, or as a scan of it finds."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from data_tools.cache import cache_folder
+from data_tools.dataset import DamagedSampleError
+from data_tools.decode import DecodeError, DecodeOptions, decode_sample, kind_of
+from data_tools.errors import UserError
+from data_tools.manifest import write_atomically
+from pretrain.encoders.base import field
+from pretrain.objectives.derived_attributes import DERIVED, ROTATIONS
+
+if TYPE_CHECKING:
+    from data_tools.dataset import Dataset
+
+log = logging.getLogger(__name__)
+SCANNED = 2000
+"""Samples, spread over the data set, that are looked at to learn a number's mean and spread."""
+
+
+@dataclass(frozen=True)
+class AttributeSpec:
+    """One question. Give `field` or `derive`."""
+
+    field: str | None = None
+    """Where the answer stands in the sample, e.g. `label`, or `json.color` for a key of its JSON member."""
+    derive: Literal["brightness", "stroke_width", "rotation"] | None = None
+    """What is computed from the image: mean ink, dominant stroke width, or the quarter turn it was given (RotNet)."""
+    kind: Literal["classes", "binary", "number"] = "classes"
+    """Cross-entropy, binary cross-entropy, or squared error of the standardised number."""
+    classes: tuple[str | int | bool, ...] | None = None
+    """The answers, in order; default: for `label` those that the manifest names, else all that the data set has."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How an attribute's answers become numbers for the loss."""
+
+    kind: str
+    classes: dict[Any, int]
+    mean: float = 0.0
+    spread: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes) if self.kind == "classes" else 1
+
+    def number(self, value: Any) -> float | None:
+        """A class's index, 0 or 1, or the standardised number; None where there is no valid answer."""
+        if value is None:
+            return None
+        if self.kind == "classes":
+            return None if isinstance(value, (dict, list, np.ndarray)) else self.classes.get(value)
+        if isinstance(value, (bool, int, float, np.number)):
+            return float(bool(value)) if self.kind == "binary" else (float(value) - self.mean) / self.spread
+        return None
+
+
+def answer(sample: dict[str, Any], spec: AttributeSpec) -> Any:
+    """An attribute's value for a sample; None where the sample does not have the field."""
+    if spec.derive:
+        return DERIVED[spec.derive](field(sample, "image"))
+    try:
+        return field(sample, spec.field or "")
+    except UserError:
+        return None
+
+
+def find_answers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str, Answers]:
+    """What answers each attribute has.
+
+    Raises:
+        UserError: an attribute that no sample has, or that has a single class.
+    """
+    numbers = {name: spec for name, spec in specs.items() if spec.kind == "number"}
+    found = learn_numbers(numbers, dataset) if numbers else {}
+    for name, spec in specs.items():
+        if spec.derive == "rotation":
+            found[name] = Answers("classes", {turns: turns for turns in range(ROTATIONS)})
+        elif spec.kind == "binary":
+            found[name] = Answers("binary", {})
+        elif spec.kind == "classes":
+            classes = list(spec.classes or named_classes(spec, dataset) or find_classes(name, spec, dataset))
+            found[name] = Answers("classes", {value: i for i, value in enumerate(classes)})
+    return found
+
+
+def learn_numbers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str, Answers]:
+    """Means and spreads, from samples spread over the data set."""
+    values: dict[str, list[Any]] = {name: [] for name in specs}
+    for i in np.unique(np.linspace(0, len(dataset) - 1, SCANNED).astype(np.int64)):
+        sample = dataset[int(i)]
+        for name, spec in specs.items():
+            values[name].append(answer(sample, spec))
+    found = {}
+    for name, spec in specs.items():
+        present = [value for value in values[name] if value is not None]
+        if not present:
+            raise UserError(missing(name, spec))
+        if not all(isinstance(value, (bool, int, float, np.number)) for value in present):
+            raise UserError(f"objective.attributes.{name}: {present[0]!r} is no number; say kind: classes")
+        found[name] = Answers("number", {}, float(np.mean(present)), float(np.std(present)) or 1.0)
+    return found
+
+
+def missing(name: str, spec: AttributeSpec) -> str:
+    return f"objective.attributes.{name}: no sample has the field {spec.field!r}; see `data show`"
+
+
+def named_classes(spec: AttributeSpec, dataset: Dataset) -> list[int] | None:
+    """The labels that stand for the manifest's class names; None where it names none."""
+    names = dataset.manifest.about.get("classes") if spec.field == "label" else None
+    return sorted(range(len(names)), key=str) if names else None  # in the order of a scan
+
+
+def find_classes(name: str, spec: AttributeSpec, dataset: Dataset) -> list[Any]:
+    """Every class that the data set has, sorted by its text: scanned whole once, and cached on this machine."""
+    found = scan_once(dataset, spec.field or "")
+    classes: list[Any] = found["classes"]
+    if not classes:
+        raise UserError(missing(name, spec))
+    if len(classes) < 2:
+        raise UserError(
+            f"objective.attributes.{name}: every sample says {classes[0]!r}; there is nothing to learn"
+        )
+    return classes
+
+
+def scan_once(dataset: Dataset, name: str) -> dict[str, Any]:
+    """`scan` of a data set, from the cache where that was done before; one process of a machine scans, others wait."""
+    key = hashlib.blake2b(f"{dataset.fingerprint}/{name}".encode(), digest_size=16).hexdigest()
+    path = cache_folder() / "classes" / f"{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_file():
+            cached: dict[str, Any] = json.loads(path.read_bytes())
+            return cached
+        log.info(
+            "looking once at all %d samples for the classes of %s (objective.attributes: give classes to skip it)",
+            len(dataset),
+            name,
+        )
+        found = scan(dataset, name)
+        write_atomically(path, json.dumps(found).encode())
+    return found
+
+
+def scan(dataset: Dataset, name: str) -> dict[str, Any]:
+    """{"classes": …, "missing": samples without an answer, "damaged": samples that cannot be read} of a field.
+
+    Only the members that the field may stand in (of its kind, or of its own extension) are decoded.
+
+    Raises:
+        UserError: an answer is no single value.
+    """
+    kind = name.split(".", maxsplit=1)[0]
+    raw = dataset.with_options(DecodeOptions(raw=True))
+    counts: Counter[Any] = Counter()
+    without = damaged = 0
+    for i in range(len(raw)):
+        try:
+            members = raw[i]
+            key = members.pop("__key__")
+            wanted = {e: data for e, data in members.items() if kind in (e, kind_of(e))}
+            value = field(decode_sample(key, wanted, DecodeOptions()), name)
+        except (DamagedSampleError, DecodeError):
+            damaged += 1
+            continue
+        except UserError:
+            without += 1
+            continue
+        if isinstance(value, (dict, list, np.ndarray, bytes)):
+            raise UserError(f"sample {key!r}: {name} holds a {type(value).__name__}, not a class")
+        counts[value] += value is not None
+        without += value is None
+    classes = sorted((value for value, count in counts.items() if count), key=str)
+    return {"classes": classes, "missing": without, "damaged": damaged}

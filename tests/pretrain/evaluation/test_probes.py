@@ -1,0 +1,43 @@
+"""Probes: what neighbours vote for, and samples in their order whatever ranks share them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_tools.dataset import open_dataset
+from data_tools.errors import UserError
+from pretrain.config.load import load_config
+from pretrain.config.sections import TrainConfig
+from pretrain.data import first_of, open_sources
+from pretrain.engine.base import World
+from pretrain.engine.ddp import DDPEngine
+from pretrain.evaluation.probes import embed, knn_accuracy, number_classes
+from pretrain.run.run import build_objective, evaluating
+from tests.tiny_run import SMALL
+
+
+def test_neighbours_vote_where_all_similarities_are_negative():
+    train = torch.tensor([[-1.0, 0.1], [-1.0, 0.2], [-1.0, -0.3]])
+    test = torch.tensor([[1.0, 0.0]])
+    labels, answer = torch.tensor([1, 1, 2]), torch.tensor([1])
+    assert knn_accuracy(train, labels, test, answer, neighbours=3) == 1.0
+    assert knn_accuracy(train, torch.tensor([1, 2, 2]), test, torch.tensor([2]), neighbours=3) == 1.0
+    assert knn_accuracy(train, labels, -test, answer, neighbours=3) == 1.0
+
+
+def test_features_and_labels_stand_in_the_order_of_the_data_set():
+    config, _ = load_config("mae_digits", [*SMALL])
+    objective = build_objective(config, first_of(open_sources(config.data)))
+    engine = DDPEngine(TrainConfig(), World())
+    dataset = open_dataset("sample:digits_test").select([5, 900, 17, 3, 44])
+    with evaluating(objective):
+        features, labels = embed(dataset, objective, engine, "label", batch_size=2)
+        view = objective.view(dataset[1])
+        second = objective.encode({name: torch.as_tensor(value)[None] for name, value in view.items()}).pooled
+    assert labels == [dataset[i]["label"] for i in range(5)]
+    assert features.shape == (5, 16)
+    torch.testing.assert_close(features[1], second[0], atol=1e-5, rtol=1e-5)
+    assert number_classes(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
+    with pytest.raises(UserError, match="has no field 'party'"):
+        embed(dataset, objective, engine, "party")
