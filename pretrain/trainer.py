@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from data_tools.errors import OneRankError, UserError
 from data_tools.loader import Loader, Step
@@ -18,11 +17,14 @@ from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.sections import Config
 from pretrain.data import resume_loader
 from pretrain.engine.base import Engine
+from pretrain.engine.counts import StepCounts
 from pretrain.engine.feed import Feed
+from pretrain.guards.garbage import collect_garbage_every
 from pretrain.guards.out_of_memory import explain_out_of_memory
 from pretrain.guards.preemption import StopRequest
 from pretrain.metering.meter import Meter
-from pretrain.objectives.base import Metric, Objective, Phase
+from pretrain.metering.phase_values import PhaseValues, reduce_values
+from pretrain.objectives.base import Objective, Phase
 from pretrain.optim.schedules import learning_rate
 from pretrain.tracking.pictures import Picture
 
@@ -78,14 +80,13 @@ class Trainer:
         self.feed = Feed(engine.device)
         self.step = 0
         self.phases = objective.phases()
-        self.values: dict[str, Tensor] = {}
-        """Of the newest step, by label: this rank's share of the mean over the global batch."""
-        self.counts: dict[str, Tensor] = {}
-        """Of those metrics that have a count of their own."""
-        self.skipped_in_a_row = torch.zeros((), device=engine.device)
-        self.skipped_since = torch.zeros((), device=engine.device)
-        """Updates left out since the last logged line."""
-        self.damages_told = 0
+        prefixes = {p.name: f"{p.name}/" if len(self.phases) > 1 else "" for p in self.phases}
+        self.newest = {name: PhaseValues(prefix, engine.device) for name, prefix in prefixes.items()}
+        """Of each phase, by its name, what its newest step came to."""
+        self.logged_at = 0
+        """The step of the last logged line."""
+        self.damages_told = self.damages_told_here = 0
+        """Events of damaged samples so far: of all ranks, of this one."""
         self.stop_request = StopRequest()
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
         self.stopping = False
@@ -114,8 +115,10 @@ class Trainer:
         self.meter.restart()
         try:
             if self.step == 0:
+                self.objective.begin_step(0, self.total_steps)
                 self.run_hooks(initial=True)
-            finished = self.run_steps()
+            with collect_garbage_every(self.config.train.gc_every) as collect_garbage:
+                finished = self.run_steps(collect_garbage)
         except OneRankError:
             raise
         except UserError:
@@ -125,19 +128,20 @@ class Trainer:
         self.meter.close()
         return finished
 
-    def run_steps(self) -> bool:
+    def run_steps(self, collect_garbage: Callable[[int], None]) -> bool:
         steps = iter(self.loader)
         while self.step < self.total_steps:
-            batch = self.take(steps)
+            batch = self.take_batch(steps)
             self.train_step(batch)
-            if self.due(self.config.tracking.log_every):
+            if self.is_due(self.config.tracking.log_every):
                 self.log(batch)
             stop = self.stopping and self.step < self.total_steps
             if not stop:
                 self.run_hooks()
-            if self.checkpoints and (stop or self.due(self.config.checkpoint.every)):
+            if self.checkpoints and (stop or self.is_due(self.config.checkpoint.every)):
                 self.heartbeat(f"saving step {self.step}")
-                self.tell(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
+                self.report_failures(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
+            collect_garbage(self.step)
             if stop:
                 return False
         return True
@@ -145,33 +149,39 @@ class Trainer:
     def train_step(self, batch: Step) -> None:
         """Every phase that is due, over one global batch."""
         self.heartbeat(f"step {self.step + 1}")
-        self.values.clear()
-        self.counts.clear()
         samples = self.engine.world.size * sum(map(len, batch.keys))
+        phases = [phase for phase in self.phases if self.step % phase.every == 0]
         with (
             self.meter.step(self.step + 1, samples),
             explain_out_of_memory(self.step + 1, self.config.train, len(batch.keys[0])),
         ):
-            for phase in self.phases:
-                if self.step % phase.every == 0:
-                    self.update(phase, batch)
+            asked = self.stop_request.asked
+            counts = StepCounts(
+                self.engine.world, self.objective, phases, batch.micro_batches, samples, asked
+            )
+            self.objective.begin_step(self.step, self.total_steps)
+            for phase in phases:
+                self.update(phase, batch, counts)
+            # All ranks stop after the same step. By now they have long been at this one, so this waits for nobody.
+            self.stopping |= counts.any_asked_to_stop()
+            self.meter.waiting["ranks"] += counts.pending.seconds
         self.step += 1
 
     def finish_saving(self) -> None:
         if self.checkpoints:
-            self.tell(self.checkpoints.finish(self.heartbeat))
+            self.report_failures(self.checkpoints.finish(self.heartbeat))
 
-    def tell(self, failures: list[Failure]) -> None:
+    def report_failures(self, failures: list[Failure]) -> None:
         """Checkpoints could not be written or copied, and the run goes on."""
         for failure in failures:
             if self.tracker:
                 self.tracker.event("checkpoint_failed", failure.step, {"reason": failure.reason})
                 log.warning(failure.reason)
 
-    def due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps
 
-    def take(self, steps: Iterator[Step]) -> Step:
+    def take_batch(self, steps: Iterator[Step]) -> Step:
         self.heartbeat(f"reading the batch of step {self.step + 1}")
         try:
             with self.meter.wait_for("data"):
@@ -179,82 +189,76 @@ class Trainer:
         except UserError as error:
             raise OneRankError(str(error)) from None
 
-    def update(self, phase: Phase, step: Step) -> None:
+    def update(self, phase: Phase, step: Step, counts: StepCounts) -> None:
         """One optimizer step of one phase over the whole global batch."""
-        micro_batches = step.micro_batches
-        # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly; with it
-        # goes whether any rank was asked to stop, so that all of them stop after the same step.
-        own_count = sum(self.objective.count(phase, b) for b in micro_batches)
-        with self.meter.wait_for("ranks"):
-            count, asked = self.engine.sum(torch.tensor([own_count, int(self.stop_request.asked)])).tolist()
-        self.stopping |= asked > 0
-        scale = 1.0 / max(count, 1.0)
+        # The count over all ranks and micro-batches comes first, so that each backward pass is scaled exactly.
+        scale = {name: 1.0 / max(count, 1.0) for name, count in counts.of(phase).items()}
+        values = self.newest[phase.name]
+        values.begin(self.step + 1)
         torch.manual_seed(seed_of(self.config.seed, self.step, phase.name, self.engine.world.rank))
-        for i, batch in enumerate(self.feed.copy(micro_batches)):
-            loss = self.engine.backward(phase, batch, scale, last=i == len(micro_batches) - 1)
-            for name, value in {"loss": loss.sum, **loss.metrics}.items():
-                self.add(self.label(phase, name), value, scale)
+        last = len(step.micro_batches) - 1
+        for i, batch in enumerate(self.feed.copy(step.micro_batches)):
+            values.add_loss(self.engine.backward(phase, batch, scale, last=i == last), scale)
         factor = learning_rate(self.step, self.total_steps, self.config.schedule)
         norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm)
         # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
-        self.values[self.label(phase, "grad_norm")] = norm.double() / self.engine.world.size
-        self.skipped_in_a_row = (self.skipped_in_a_row + skipped) * skipped
-        self.skipped_since = self.skipped_since + skipped
-        self.engine.after_step(phase, self.step)
+        values.values["grad_norm"] = norm.double() / self.engine.world.size
+        values.note_skipped(skipped)
+        self.engine.after_step(phase, self.step, skipped)
 
-    def add(self, label: str, value: Metric, scale: float) -> None:
-        if isinstance(value, tuple):  # with a count of its own
-            value, count = value
-            self.counts[label] = self.counts.get(label, 0) + count.double()
-            scale = 1.0
-        self.values[label] = self.values.get(label, 0) + value.detach().double() * scale
-
-    def label(self, phase: Phase, name: str) -> str:
-        return name if len(self.phases) == 1 else f"{phase.name}/{name}"
-
-    def reduced(self) -> dict[str, float]:
-        """The newest step's values over the global batch: reduced over ranks, once."""
-        sums = self.engine.sum(torch.stack([*self.values.values(), *self.counts.values()])).tolist()
-        counts = dict(zip(self.counts, sums[len(self.values) :], strict=True))
-        return {n: s / max(counts.get(n, 1.0), 1.0) for n, s in zip(self.values, sums, strict=False)}
+    def reduce_values(self, after: int) -> dict[str, float]:
+        """The newest values over the global batch of the phases that ran after step `after`. On all ranks together."""
+        fresh = [values for values in self.newest.values() if values.step > after]
+        return reduce_values(fresh, self.step, self.engine.sum)
 
     def log(self, batch: Step) -> None:
-        """Hand the newest step's values to the tracker, with how fast it went."""
-        reduced = self.reduced()
+        """Hand the values since the last line to the tracker, with how fast it went."""
         values = {
-            **reduced,
+            **self.reduce_values(self.logged_at),
             "lr": self.config.optimizer.lr
             * learning_rate(self.step - 1, self.total_steps, self.config.schedule),
             "position": self.loader.state_dict()["position"],
             "epoch": batch.epoch,
             **self.meter.line(),
-            "skipped_updates": int(self.skipped_since.item()),
-            **self.damaged(),
+            "skipped_updates": self.count_skipped(),
+            **self.report_damage(),
         }
         if self.tracker:
             self.tracker.train(self.step, values)
-        self.skipped_since.zero_()
+        self.logged_at = self.step
+        for phase in self.newest.values():
+            phase.skipped_since.zero_()
         self.stop_if_stuck(batch)
 
-    def damaged(self) -> dict[str, int]:
-        """How many samples of rank 0's share were damaged and replaced so far, once there is one; each is an event."""
-        entries = self.loader.ledger.entries
-        if self.tracker:
-            for entry in entries[self.damages_told :]:
-                self.tracker.event("damaged", self.step, asdict(entry))
-        self.damages_told = len(entries)
-        return {"damaged_samples": len(entries)} if entries else {}
+    def count_skipped(self) -> int:
+        """Updates left out since the last logged line. Waits for the device."""
+        return int(sum(values.skipped_since for values in self.newest.values()))
+
+    def report_damage(self) -> dict[str, int]:
+        """How many samples of all ranks were damaged and replaced so far, once there is one; each is an event."""
+        own = self.loader.ledger.entries
+        total = int(self.engine.sum(torch.tensor(float(len(own)), dtype=torch.float64)))
+        if total > self.damages_told:
+            new = [asdict(entry) for entry in own[self.damages_told_here :]]
+            for entry in (entry for entries in self.engine.gather(new) for entry in entries):
+                if self.tracker:
+                    self.tracker.event("damaged", self.step, entry)
+            self.damages_told, self.damages_told_here = total, len(own)
+        return {"damaged_samples": total} if total else {}
 
     def stop_if_stuck(self, batch: Step) -> None:
-        """Give up after too many updates left out in a row. All ranks agree, for they all know the same norms."""
-        in_a_row = int(self.skipped_in_a_row.item())
-        if in_a_row < self.config.train.max_skipped_steps:
+        """Give up after too many updates of a phase left out in a row. All ranks agree: they know the same norms."""
+        in_a_row = torch.stack([values.skipped_in_a_row for values in self.newest.values()]).tolist()
+        worst, name = max(zip(in_a_row, self.newest, strict=True), key=lambda pair: pair[0])
+        if worst < self.config.train.max_skipped_steps:
             return
         keys = [key for rank in self.engine.gather(batch.keys) for micro in rank for key in micro]
         if self.tracker:
-            self.tracker.event("aborted", self.step, {"skipped_in_a_row": in_a_row, "keys": keys})
+            values = {"skipped_in_a_row": int(worst), "phase": name, "keys": keys}
+            self.tracker.event("aborted", self.step, values)
+        of_phase = f" of the phase {name!r}" if len(self.phases) > 1 else ""
         raise UserError(
-            f"step {self.step}: the gradient was not finite, or a spike, in the last {in_a_row} updates "
+            f"step {self.step}: the gradient was not finite, or a spike, in the last {int(worst)} updates{of_phase} "
             f"(train.max_skipped_steps); the batch's samples: {', '.join(keys[:4])} … (all in metrics.jsonl); lower "
             f"optimizer.lr, or look at the step: python -m pretrain replay {self.config.folder} --step {self.step}"
         )

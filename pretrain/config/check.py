@@ -34,6 +34,8 @@ def check(config: Config) -> None:
         raise UserError(f"train.ema_decay={train.ema_decay}: must lie in (0, 1); null keeps no average")
     if train.hang_timeout is not None and train.hang_timeout < 0:
         raise UserError(f"train.hang_timeout={train.hang_timeout}: must not be negative; 0 switches it off")
+    if train.gc_every < 0:
+        raise UserError(f"train.gc_every={train.gc_every}: must not be negative; 0 leaves it to Python")
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be greater than 0")

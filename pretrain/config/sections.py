@@ -72,6 +72,9 @@ class TrainConfig:
     hang_timeout: float | None = None
     """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
     of the collectives' timeout, which is 600 s or `MASQUERADE_TIMEOUT`."""
+    gc_every: int = 100
+    """Steps between Python's garbage collections, on all ranks at once: one that collects alone lets the others wait.
+    0 leaves it to Python."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time on the same machine and set-up. Slower on a GPU."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.shards import local
+from pretrain.ops.ema import update_ema
 
 Parameters = dict[str, dict[str, nn.Parameter]]
 """By role and name."""
@@ -18,8 +19,8 @@ Parameters = dict[str, dict[str, nn.Parameter]]
 class Average(Protocol):
     """An average of the trained weights."""
 
-    def update(self, roles: Iterable[str], step: int) -> None:
-        """The weights of `roles` have just been trained in the (0-based) step."""
+    def update(self, roles: Iterable[str], step: int, skipped: Tensor | None = None) -> None:
+        """The weights of `roles` have just been trained in the (0-based) step, unless that was `skipped` (0 or 1)."""
 
     def put(self) -> None:
         """Give the averages to the parameters, for good."""
@@ -34,10 +35,7 @@ class Average(Protocol):
 
 
 class WeightAverage:
-    """Exponential moving average of all trained weights (Polyak & Juditsky 1992), in fp32, each shard beside its own.
-
-    Early on it forgets faster, min(decay, (1 + step) / (10 + step)), so that the initial weights do not linger.
-    """
+    """Exponential moving average of all trained weights by the rule of `update_ema`, in fp32."""
 
     def __init__(self, parameters: Parameters, decay: float) -> None:
         self.decay = decay
@@ -47,12 +45,9 @@ class WeightAverage:
             for role, own in parameters.items()
         }
 
-    @torch.no_grad()
-    def update(self, roles: Iterable[str], step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+    def update(self, roles: Iterable[str], step: int, skipped: Tensor | None = None) -> None:
         for role in roles:
-            if own := local(self.parameters[role].values()):
-                torch._foreach_lerp_(local(self.values[role].values()), [p.float() for p in own], weight)
+            update_ema(self.values[role].values(), self.parameters[role].values(), self.decay, step, skipped)
 
     @torch.no_grad()
     def put(self) -> None:
@@ -85,7 +80,7 @@ class OptimizerAverage:
         self.parameters = parameters
         self.optimizers = optimizers
 
-    def update(self, roles: Iterable[str], step: int) -> None:
+    def update(self, roles: Iterable[str], step: int, skipped: Tensor | None = None) -> None:
         """Nothing: a step of theirs does it."""
 
     def put(self) -> None:

@@ -8,7 +8,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,18 @@ from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from data_tools.errors import UserError
 from pretrain.engine.averages import Average
-from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase
+from pretrain.engine.world import World
+from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_name
+
+__all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "timeout", "trainees"]
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in a collective; `MASQUERADE_TIMEOUT` (seconds) replaces it."""
 
+Scale = float | Mapping[str, float]
+"""What loss sums are multiplied by: one over the count, by name where there are several."""
 BuildOptimizer = Callable[[str, dict[str, nn.Module]], torch.optim.Optimizer]
 """(The optimizer's name, {role name: module}) → the optimizer over their trainable parameters."""
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among its peers, as `torchrun` tells it through the environment."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @classmethod
-    def from_environment(cls) -> World:
-        return cls(*(int(os.environ.get(key, default)) for key, default in
-                     (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
 
 
 class Trainee(nn.Module):
@@ -57,13 +47,40 @@ class Trainee(nn.Module):
         self.roles = nn.ModuleDict({name: objective.roles[name] for name in names})
         self.objective = objective
 
-    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, Mapping[str, Metric]]:
-        """The loss sum and the metrics, as a tuple: DDP's static graph reduces nothing behind a dataclass."""
+    def forward(self, phase: Phase, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Metric]]:
+        """The loss sums by name and the metrics, as a tuple: DDP's static graph reduces nothing behind a dataclass."""
         loss = self.objective.loss(phase, batch)
-        return loss.sum, loss.metrics
+        return by_name(loss.sum), loss.metrics
 
     def begin(self) -> None:
         """Nothing. An engine whose hooks stand around methods calls it once to set them up."""
+
+
+def total_loss(sums: Mapping[str, Tensor], scale: Scale, ranks: int, factor: float | Tensor = 1.0) -> Tensor:
+    """Σ of each sum × its scale × `ranks` × `factor`: engines average gradients over ranks, and scales are for sums.
+
+    Raises:
+        UserError: the objective's sums and counts have different names.
+    """
+    scales = by_name(scale)
+    if scales.keys() != sums.keys():
+        raise UserError(
+            f"the objective's loss() names {', '.join(sums)} and its count() names {', '.join(scales)}; give every sum "
+            "the count that it is divided by"
+        )
+    parts = [value * (factor * (scales[name] * ranks)) for name, value in sums.items()]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def detach_loss(sums: Mapping[str, Tensor], metrics: Mapping[str, Metric]) -> Loss:
+    """What a backward pass leaves: the sums without their graphs."""
+    detached = {name: value.detach() for name, value in sums.items()}
+    return Loss(detached["loss"] if detached.keys() == {"loss"} else detached, metrics)
+
+
+def trainable_parameters(roles: Mapping[str, nn.Module]) -> dict[str, list[nn.Parameter]]:
+    """By role, what training may change; a parameter that two roles share is in both."""
+    return {name: [p for p in role.parameters() if p.requires_grad] for name, role in roles.items()}
 
 
 def trainees(objective: Objective) -> dict[str, Trainee]:
@@ -79,6 +96,10 @@ class Engine(ABC):
     """Wraps roles, runs them backward, steps their optimizers, and hands out their state."""
 
     objective: Objective
+    trainees: dict[str, Trainee]
+    """By optimizer."""
+    trainable: dict[str, list[nn.Parameter]]
+    """By role."""
     average: Average | None = None
     """Of the trained weights, where one is kept."""
     needs_group = False
@@ -109,12 +130,24 @@ class Engine(ABC):
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout())
         self.started_group = True
 
+    def take_objective(self, objective: Objective) -> None:
+        """The objective that is trained from here on; it learns which ranks there are."""
+        self.objective = objective
+        objective.world = self.world
+
+    def train_only(self, phase: Phase) -> None:
+        """Let only the phase's roles collect gradients: the others merely pass them on."""
+        if len(self.trainees) > 1:
+            for name, parameters in self.trainable.items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name in phase.trains)
+
     @abstractmethod
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
         """Move the roles to the device, wrap them and build an optimizer for each trainee."""
 
     @abstractmethod
-    def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
+    def backward(self, phase: Phase, batch: Batch, scale: Scale, last: bool) -> Loss:
         """Add the gradient of `scale` × the batch's loss sum; on the `last` micro-batch it is summed over ranks."""
 
     @abstractmethod
@@ -145,11 +178,14 @@ class Engine(ABC):
         """The averaged weights by role and name, as a checkpoint keeps them; nothing where no average is kept."""
         return {"averages": self.average.state_dict()} if self.average else {}
 
-    def after_step(self, phase: Phase, step: int) -> None:
-        """Let averages follow, and the objective look after itself with its parameters in reach."""
+    def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
+        """Let averages follow, and the objective look after itself with its parameters in reach.
+
+        `skipped` is what the phase's `step` returned.
+        """
         if self.average:
-            self.average.update(phase.trains, step)
-        self.objective.after_step(phase, step)
+            self.average.update(phase.trains, step, skipped)
+        self.objective.after_step(phase, step, skipped)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank. What lies on the host stays there, so that no device is waited for."""

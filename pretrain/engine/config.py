@@ -13,6 +13,9 @@ class DDPConfig:
     static_graph: bool | None = None
     """Tell DDP that every step uses the same parameters in the same order. Default: wherever that is sure, which is one
     phase an optimizer and no accumulation."""
+    find_unused_parameters: bool = False
+    """Look in every step for parameters that the loss does not use, and do not wait for their gradients. For objectives
+    that use some only now and then; it costs a walk through the graph."""
 
 
 @dataclass(frozen=True)

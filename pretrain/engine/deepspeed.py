@@ -22,7 +22,15 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
-from pretrain.engine.base import BuildOptimizer, Engine, trainees
+from pretrain.engine.base import (
+    BuildOptimizer,
+    Engine,
+    Scale,
+    detach_loss,
+    total_loss,
+    trainable_parameters,
+    trainees,
+)
 from pretrain.engine.blocks import (
     check_attention,
     choose_attention,
@@ -71,16 +79,14 @@ class DeepSpeedEngine(Engine):
         set_deterministic(train.deterministic)
 
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
-        self.objective = objective
+        self.take_objective(objective)
         self.refuse_fp32_phases()
         attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
             role.to(self.device)
             if attention:
                 set_attention(role, attention)
-        self.trainable = {
-            name: [p for p in m.parameters() if p.requires_grad] for name, m in objective.roles.items()
-        }
+        self.trainable = trainable_parameters(objective.roles)
         self.trainees = trainees(objective)
         self.engines: dict[str, Any] = {}
         for name, trainee in self.trainees.items():
@@ -104,7 +110,7 @@ class DeepSpeedEngine(Engine):
                 "train.precision=fp32 with deepspeed.stage ≤ 2"
             )
 
-    def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
+    def backward(self, phase: Phase, batch: Batch, scale: Scale, last: bool) -> Loss:
         engine = self.engines[phase.optimizer]
         self.train_only(phase)
         engine.set_gradient_accumulation_boundary(last)
@@ -112,17 +118,9 @@ class DeepSpeedEngine(Engine):
         with self.gathered(others):
             autocast = self.autocast or torch.bfloat16
             with torch.autocast(self.device.type, autocast, enabled=self.autocast is not None):
-                loss, metrics = engine(phase, batch)
-            # DeepSpeed averages over ranks, and the scale is for the sum.
-            engine.backward(loss * (scale * self.world.size), scale_wrt_gas=False)
-        return Loss(loss.detach(), metrics)
-
-    def train_only(self, phase: Phase) -> None:
-        """Let only the phase's roles collect gradients: the others merely pass them on."""
-        if len(self.trainees) > 1:
-            for name, parameters in self.trainable.items():
-                for parameter in parameters:
-                    parameter.requires_grad_(name in phase.trains)
+                sums, metrics = engine(phase, batch)
+            engine.backward(total_loss(sums, scale, self.world.size), scale_wrt_gas=False)
+        return detach_loss(sums, metrics)
 
     def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
         engine = self.engines[phase.optimizer]
@@ -172,10 +170,10 @@ class DeepSpeedEngine(Engine):
         with self.gathered(list(self.trainees.values())):
             yield
 
-    def after_step(self, phase: Phase, step: int) -> None:
+    def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
         own = type(self.objective).after_step is not Objective.after_step
         with self.unsharded() if own else nullcontext():
-            super().after_step(phase, step)
+            super().after_step(phase, step, skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """The roles alone, whole: what optimizers keep is in DeepSpeed's own form."""

@@ -16,7 +16,17 @@ from torch.distributed.checkpoint.state_dict import (
 
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import Average, OptimizerAverage, WeightAverage, trained_parameters
-from pretrain.engine.base import BuildOptimizer, Engine, Trainee, World, trainees
+from pretrain.engine.base import (
+    BuildOptimizer,
+    Engine,
+    Scale,
+    Trainee,
+    World,
+    detach_loss,
+    total_loss,
+    trainable_parameters,
+    trainees,
+)
 from pretrain.engine.blocks import (
     check_attention,
     choose_attention,
@@ -59,7 +69,7 @@ class TorchEngine(Engine):
         """Spread a role that no optimizer trains (an averaged copy, a frozen teacher), in place."""
 
     def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
-        self.objective = objective
+        self.take_objective(objective)
         attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
             role.to(self.device)
@@ -78,9 +88,7 @@ class TorchEngine(Engine):
         for role in objective.roles.values():
             if role not in trained:
                 self.wrap_untrained(role)
-        self.trainable = {
-            name: [p for p in m.parameters() if p.requires_grad] for name, m in objective.roles.items()
-        }
+        self.trainable = trainable_parameters(objective.roles)
         self.optimizers = {
             name: build_optimizer(name, dict(t.roles.items())) for name, t in self.trainees.items()
         }
@@ -99,17 +107,15 @@ class TorchEngine(Engine):
         """Whether a single phase uses this optimizer, so that every backward pass reaches the same parameters."""
         return sum(phase.optimizer == optimizer for phase in self.objective.phases()) == 1
 
-    def backward(self, phase: Phase, batch: Batch, scale: float, last: bool) -> Loss:
+    def backward(self, phase: Phase, batch: Batch, scale: Scale, last: bool) -> Loss:
         self.train_only(phase)
         with self.accumulating(phase, last):
             # A gradient penalty differentiates twice, which compiled code cannot.
             stance = torch.compiler.set_stance("force_eager") if phase.fp32 else nullcontext()
             with stance, self.in_precision(phase):
-                loss, metrics = self.wrapped[phase.optimizer](phase, batch)
-            # The wrappers average over ranks, and the scale is for the sum.
-            factor = self.scalers[phase.optimizer].scale * (scale * self.world.size)
-            (loss * factor).backward()
-        return Loss(loss.detach(), metrics)
+                sums, metrics = self.wrapped[phase.optimizer](phase, batch)
+            total_loss(sums, scale, self.world.size, self.scalers[phase.optimizer].scale).backward()
+        return detach_loss(sums, metrics)
 
     def in_precision(self, phase: Phase) -> AbstractContextManager[Any]:
         enabled = self.autocast is not None and not phase.fp32
@@ -119,13 +125,6 @@ class TorchEngine(Engine):
     @abstractmethod
     def accumulating(self, phase: Phase, last: bool) -> Any:
         """Within it, gradients stay on their rank unless this micro-batch is the `last`."""
-
-    def train_only(self, phase: Phase) -> None:
-        """Let only the phase's roles collect gradients: the others merely pass them on."""
-        if len(self.trainees) > 1:
-            for name, parameters in self.trainable.items():
-                for parameter in parameters:
-                    parameter.requires_grad_(name in phase.trains)
 
     def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
         optimizer, scaler = self.optimizers[phase.optimizer], self.scalers[phase.optimizer]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from pretrain.config.sections import Config
 from pretrain.data import Sources, build_stream, open_validation
 from pretrain.engine.base import Engine
 from pretrain.evaluation.shares import share_batches
-from pretrain.objectives.base import Batch, Metric, Objective, Phase
+from pretrain.objectives.base import Batch, Metric, Objective, Phase, by_name
 
 BYTES = "bytes"
 
@@ -47,6 +48,8 @@ class Validation:
         self.phases = [phase for phase in objective.phases() if not phase.fp32]
         """A gradient penalty says nothing of samples that are held out."""
         self.labelled = len(objective.phases()) > 1
+        self.parts: dict[str, list[str]] = {}
+        """By phase, the labels of the means that its loss is the sum of."""
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """The loss and the objective's metrics over all samples, the same on every rank. Called on all ranks together.
@@ -82,11 +85,14 @@ class Validation:
     def sum_phase(self, phase: Phase, batch: Batch, device: torch.device) -> dict[str, tuple[float, float]]:
         """By label, (sum, count) of what a phase measures in one batch."""
         objective = self.objective
-        count, size = objective.count(phase, batch), objective.count_bytes(batch)
+        counts, size = by_name(objective.count(phase, batch)), objective.count_bytes(batch)
         on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         loss = objective.loss(phase, on_device)
-        found: dict[str, Metric] = {"loss": loss.sum, **loss.metrics}
-        values = {name: pair_of(value, count) for name, value in found.items()}
+        sums = by_name(loss.sum)
+        values = {loss_label(name, sums): (float(value), counts[name]) for name, value in sums.items()}
+        self.parts[phase.name] = [self.label(phase, name) for name in values]
+        first = next(iter(counts.values()))
+        values |= {name: pair_of(value, first) for name, value in loss.metrics.items()}
         if size is not None:
             values[BYTES] = (size, 1.0)
         return {self.label(phase, name): value for name, value in values.items()}
@@ -97,6 +103,7 @@ class Validation:
         for phase in self.phases:
             loss, size = self.label(phase, "loss"), self.label(phase, BYTES)
             means.pop(size, None)
+            means[loss] = sum(means[part] for part in self.parts[phase.name])
             if self.objective.is_likelihood:
                 means[self.label(phase, "perplexity")] = math.exp(min(means[loss], 700.0))
             if size in totals and totals[size][0]:
@@ -113,6 +120,11 @@ class Validation:
                 f"data.validation={self.path}: {len(damages)} of {self.samples} samples are damaged, e.g. {first.name} "
                 f"in {first.shard} ({first.reason}); mend or leave them out: `python -m data_tools verify {self.path}`"
             )
+
+
+def loss_label(name: str, sums: Mapping[str, Tensor]) -> str:
+    """As the trainer logs a part of the loss that has several."""
+    return "loss" if len(sums) == 1 else f"{name}_loss"
 
 
 def pair_of(value: Metric, count: float) -> tuple[float, float]:

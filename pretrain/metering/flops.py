@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from pretrain.objectives.base import Batch, Objective, Phase
+from pretrain.objectives.base import Batch, Objective, Phase, by_name
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -39,6 +39,7 @@ def step_flops(objective: Objective, batch: Batch) -> float | None:
                 fake = copy.deepcopy(objective, {id(objective.dataset): objective.dataset})
             hidden = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
             trainable = {n: [p for p in r.parameters() if p.requires_grad] for n, r in fake.roles.items()}
+            fake.begin_step(0, 1)
             return sum(
                 phase_flops(mode, fake, phase, hidden, trainable) / phase.every for phase in fake.phases()
             )
@@ -59,7 +60,7 @@ def phase_flops(
         for parameter in parameters:
             parameter.requires_grad_(name in phase.trains)
     with mode, FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        objective.loss(phase, batch).sum.backward()
+        torch.stack(list(by_name(objective.loss(phase, batch).sum).values())).sum().backward()
     return counter.get_total_flops()
 
 

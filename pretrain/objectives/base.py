@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pretrain.engine.world import World
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -32,6 +34,9 @@ class Phase:
     """Leave autocast off in this phase (gradient penalties)."""
 
 
+T = TypeVar("T")
+Counts = float | Mapping[str, float]
+"""How many things a loss sums over; by name where it has several sums, each with a count of its own."""
 Metric = Tensor | tuple[Tensor, Tensor]
 """A detached scalar that sums over what the loss sums over, or a pair (sum, count) with a count of its own."""
 
@@ -40,9 +45,14 @@ Metric = Tensor | tuple[Tensor, Tensor]
 class Loss:
     """The loss of one micro-batch, as a sum over the things that `Objective.count` counts."""
 
-    sum: Tensor
-    """Scalar, with its graph."""
+    sum: Tensor | Mapping[str, Tensor]
+    """Scalar, with its graph; or several by the names of `Objective.count`, each divided by its own count."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+def by_name(value: T | Mapping[str, T]) -> dict[str, T]:
+    """Counts or sums by name; a single one is called `loss`."""
+    return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
 
 @dataclass
@@ -68,6 +78,8 @@ class Objective:
     is_likelihood: ClassVar[bool] = False
     """Whether the loss is a mean of −log p in nats, so that its exponential is a perplexity."""
     roles: dict[str, nn.Module]
+    world: World = World()
+    """The other ranks, for losses over the global batch; a world of one until an engine prepares the objective."""
 
     def __init__(self, config: Any, encoder: Encoder, dataset: Dataset) -> None:
         self.config = config
@@ -83,20 +95,48 @@ class Objective:
         """The updates of a step, in order. By default one, which trains every role."""
         return [Phase("train", trains=tuple(self.roles))]
 
-    def count(self, phase: Phase, batch: Batch) -> float:
-        """How many things `loss` sums over in this micro-batch, read off the batch alone. By default its samples."""
-        return float(len(next(value for value in batch.values() if isinstance(value, Tensor))))
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Set what changes over the run (a temperature, a momentum) for the (0-based) step; called on all ranks.
+
+        It comes before the phases of every step, and before the first pictures. What it sets depends on its arguments
+        alone, so that a resumed run goes on as if nothing had been.
+        """
+
+    def count_per_sample(self, phase: Phase) -> Counts:
+        """How many things `loss` sums over in each sample, where that is the same in all; by name for several sums.
+
+        Ranks then need not be asked for their counts before the first backward pass.
+        """
+        return 1.0
+
+    def count(self, phase: Phase, batch: Batch) -> Counts:
+        """How many things `loss` sums over in this micro-batch, read off the batch alone; by name for several sums.
+
+        Defined where samples differ in it; by default `count_per_sample` times the samples.
+        """
+        samples = len(next(value for value in batch.values() if isinstance(value, Tensor)))
+        counts = {
+            name: float(count * samples) for name, count in by_name(self.count_per_sample(phase)).items()
+        }
+        return counts["loss"] if counts.keys() == {"loss"} else counts
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        """The loss of a micro-batch, summed over `count` things."""
+        """The loss of a micro-batch, summed over `count` things; by the same names where that has names."""
         raise TypeError(f"{type(self).__name__} must define loss()")
 
     def count_bytes(self, batch: Batch) -> float | None:
         """Bytes of the text that `loss` is the −log p of, for bits per byte; None where that is not known."""
         return None
 
-    def after_step(self, phase: Phase, step: int) -> None:
-        """Upkeep after a phase's optimizer has stepped: averaged weights, centres, codebooks."""
+    def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
+        """Upkeep after a phase's optimizer has stepped: averaged weights, centres, codebooks.
+
+        Args:
+            step: 0-based.
+            skipped: 1 where the update was left out, for its gradient was not finite or a spike; else 0 (a scalar on
+                the device). What is kept must then stay as it was: blend with it, as `ops.ema.update_ema` does, for
+                reading it on the host would wait for the device.
+        """
 
     def view(self, sample: dict[str, Any]) -> Batch:
         """One whole sample, nothing hidden and nothing random: what `encode` takes, stacked."""

@@ -21,6 +21,7 @@ from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.autoencoder import unit_range
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import ConvolutionalDecoder
+from pretrain.ops.ema import update_ema
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -103,15 +104,11 @@ class GAN(Objective):
         """Images (B, C, S, S) in [0, 1] → logits (B,), positive where they look real."""
         return self.roles["head"](self.roles["encoder"]({"image": image})).float()
 
-    @torch.no_grad()
-    def after_step(self, phase: Phase, step: int) -> None:
-        """Move the averaged generator; fast at first, so that it does not carry the untrained one along."""
-        if phase.name != GENERATOR:
-            return
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        averaged, newest = self.roles["generator_ema"].parameters(), self.roles["generator"].parameters()
-        for average, parameter in zip(averaged, newest, strict=True):
-            average.lerp_(parameter, 1 - decay)
+    def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
+        """Move the averaged generator."""
+        if phase.name == GENERATOR:
+            averaged, newest = self.roles["generator_ema"].parameters(), self.roles["generator"].parameters()
+            update_ema(averaged, newest, self.config.ema_decay, step, skipped)
 
     def picture(self, batch: Batch) -> ImageGrid:
         """Real images above forgeries of the averaged generator."""

@@ -80,9 +80,9 @@ class MAE(Objective):
             view = np.ascontiguousarray(view[:, :, ::-1])
         return {"image": view, "order": rng.permutation(self.encoder.num_patches)}
 
-    def count(self, phase: Phase, batch: Batch) -> float:
+    def count_per_sample(self, phase: Phase) -> float:
         """Masked patches."""
-        return float(len(batch["order"]) * (self.encoder.num_patches - self.visible))
+        return float(self.encoder.num_patches - self.visible)
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         prediction, ids_mask = self.predict(batch)  # (B, M, p²C), (B, M)

@@ -23,7 +23,7 @@ from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
 from pretrain.report.run_summary import read_mapping
 from pretrain.run.folder import load_run_config, write_text
-from pretrain.run.replay import made
+from pretrain.run.replay import make_replay_folder
 from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import to_json
 from pretrain.tracking.pictures import ImageGrid, png
@@ -58,7 +58,7 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
     position = config.train.batch_sizes.position(step - 1)
     loaders = [build_loader(config, objective, sources, World(rank, ranks)) for rank in range(ranks)]
     steps = [take(loader, position, run) for loader in loaders]
-    path = made(run) / f"step_{step}_batch"
+    path = make_replay_folder(run) / f"step_{step}_batch"
     arrays = {
         f"rank_{rank}.{i}.{name}": tensor.numpy()
         for rank, share in enumerate(steps)

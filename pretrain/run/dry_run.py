@@ -92,8 +92,8 @@ def dry_run(config: Config) -> DryRun:
         seconds, steps = [], iter(loader)
         for _ in range(STEPS):
             started = time.perf_counter()
-            trainer.train_step(trainer.take(steps))
-            values = trainer.reduced()  # waits for the device
+            trainer.train_step(trainer.take_batch(steps))
+            values = trainer.reduce_values(after=trainer.step - 1)  # waits for the device
             seconds.append(time.perf_counter() - started)
         return DryRun(
             ranks=engine.world.size,

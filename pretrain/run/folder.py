@@ -34,6 +34,7 @@ FREE_KEYS = (
     "train.max_skipped_steps",
     "train.spike_sigma",
     "train.hang_timeout",
+    "train.gc_every",
     "train.deterministic",
     "train.compile",
     "train.activation_checkpointing",

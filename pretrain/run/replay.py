@@ -25,7 +25,7 @@ from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.engine.shards import whole_tensor
-from pretrain.objectives.base import Phase
+from pretrain.objectives.base import Phase, by_name
 from pretrain.optim.build import build_optimizer
 from pretrain.run.folder import is_free, load_run_config, write_text
 from pretrain.run.run import build_objective, evaluating
@@ -68,7 +68,9 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
         logged = next((v for v in read_metrics(run) if v["kind"] == "train" and v["step"] == step), {})
         found = {"step": step, "logged": {k: logged[k] for k in found["values"] if k in logged}, **found}
         engine.on_main_process(
-            lambda: write_text(made(run) / f"step_{step}.json", json.dumps(to_json(found), indent=1))
+            lambda: write_text(
+                make_replay_folder(run) / f"step_{step}.json", json.dumps(to_json(found), indent=1)
+            )
         )
         return found
     finally:
@@ -93,9 +95,11 @@ def examine(trainer: Trainer, step: int) -> dict[str, Any]:
     engine = trainer.engine
     steps = iter(trainer.loader)
     while trainer.step < step - 1:
-        trainer.train_step(trainer.take(steps))
-    batch = trainer.take(steps)
-    save_batch(batch, made(trainer.config.folder) / f"step_{step}_rank_{engine.world.rank}.safetensors")
+        trainer.train_step(trainer.take_batch(steps))
+    batch = trainer.take_batch(steps)
+    save_batch(
+        batch, make_replay_folder(trainer.config.folder) / f"step_{step}_rank_{engine.world.rank}.safetensors"
+    )
     samples = {
         phase.name: [pair for rank in engine.gather(sample_losses(trainer, phase, batch)) for pair in rank]
         for phase in trainer.phases
@@ -106,8 +110,8 @@ def examine(trainer: Trainer, step: int) -> dict[str, Any]:
     return {
         "position": batch.position,
         "epoch": batch.epoch,
-        "skipped_updates": int(trainer.skipped_since.item()),
-        "values": trainer.reduced(),
+        "skipped_updates": trainer.count_skipped(),
+        "values": trainer.reduce_values(after=step - 1),
         "samples": {name: sorted(pairs, key=worst_first) for name, pairs in samples.items()},
         "gradients": {name: dict(sorted(g.items(), key=worst_first)) for name, g in gradients.items()},
     }
@@ -122,12 +126,13 @@ def worst_first(item: tuple[Any, float]) -> tuple[bool, float]:
 def sample_losses(trainer: Trainer, phase: Phase, batch: Step) -> list[tuple[str, float]]:
     """(Key, loss) of each of this rank's samples, seen alone by the weights before the step, dropout off."""
     objective, found = trainer.objective, []
+    objective.begin_step(trainer.step, trainer.total_steps)
     with trainer.engine.unsharded(), evaluating(objective):
         for keys, micro in zip(batch.keys, batch.micro_batches, strict=True):
             for i, key in enumerate(keys):
                 (one,) = trainer.feed.copy([{name: value[i : i + 1] for name, value in micro.items()}])
-                loss = objective.loss(phase, one).sum / max(objective.count(phase, one), 1.0)
-                found.append((key, float(loss)))
+                sums, counts = by_name(objective.loss(phase, one).sum), by_name(objective.count(phase, one))
+                found.append((key, float(sum(sums[name] / max(counts[name], 1.0) for name in sums))))
     return found
 
 
@@ -154,7 +159,7 @@ def save_batch(batch: Step, path: Path) -> None:
     save_file(tensors, path)
 
 
-def made(run: Path) -> Path:
+def make_replay_folder(run: Path) -> Path:
     """`RUN/replay`, where everything about replayed steps goes."""
     folder = run / "replay"
     folder.mkdir(exist_ok=True)

@@ -112,7 +112,7 @@ class Hard(Objective):
         )
         return Loss(score.mean(-1).sum())
 
-    def after_step(self, phase: Phase, step: int) -> None:
+    def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
         if phase.name == "words":
             with torch.no_grad():
                 for mean, value in zip(

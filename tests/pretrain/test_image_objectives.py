@@ -57,7 +57,7 @@ def learn(objective, engine, batch, steps):
                 count = objective.count(phase, examples)
                 loss = engine.backward(phase, examples, 1 / count, last=True)
                 engine.step(phase, 1.0, max_norm=None)
-                objective.after_step(phase, step)
+                objective.after_step(phase, step, torch.zeros(()))
                 losses.setdefault(phase.name, []).append(loss.sum.item() / count)
     return {name: (values[0], values[-1]) for name, values in losses.items()}
 
@@ -174,7 +174,7 @@ def test_averaged_generator_follows_by_its_decay():
     generator = objective.phases()[-1]
     engine.backward(generator, batch(0), 1 / 32, last=True)
     engine.step(generator, 1.0, max_norm=None)
-    objective.after_step(generator, step=10_000)
+    objective.after_step(generator, 10_000, torch.zeros(()))
     now = snapshot(objective)
     for old, average, newest in zip(before, now["generator_ema"], now["generator"], strict=True):
         torch.testing.assert_close(average, 0.9 * old + 0.1 * newest)
