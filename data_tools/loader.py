@@ -28,6 +28,7 @@ from data_tools.fetch import ReadAhead
 from data_tools.mixture import Mixture
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
+Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 Int64Array = NDArray[np.int64]
 AHEAD = 2  # micro-batches in preparation for each worker
 
@@ -117,7 +118,7 @@ def pin(made: _MicroBatch) -> _MicroBatch:
 
 
 def make_micro_batch(
-    stream: SampleStream, transform: Transform, seed: int, positions: Int64Array
+    stream: SampleStream, transform: Transform, seed: int, positions: Int64Array, collate: Collate = collate
 ) -> _MicroBatch:
     """Read, transform and collate the samples at ``positions``."""
     examples, keys, damages = [], [], []
@@ -132,10 +133,10 @@ def make_micro_batch(
 _worker: Callable[[Int64Array], _MicroBatch]  # what a worker process does; set once when it starts
 
 
-def _start_worker(stream: SampleStream, transform: Transform, seed: int) -> None:
+def _start_worker(stream: SampleStream, transform: Transform, seed: int, collate: Collate) -> None:
     global _worker  # noqa: PLW0603 - a process of a pool has no other place for what it was started with
     torch.set_num_threads(1)
-    _worker = partial(make_micro_batch, stream, transform, seed)
+    _worker = partial(make_micro_batch, stream, transform, seed, collate=collate)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -158,13 +159,14 @@ class Loader:
     size), in micro-batches. ``workers`` prepare them ahead, threads or processes; 0 prepares them in the caller's
     thread when they are taken. ``pin_memory`` page-locks them, in a worker thread where there are workers.
     ``batch_size_warmup`` holds stages (global batch size, steps) that come before B.
+    ``collate`` makes a batch of what ``transform`` returned.
     """
 
     def __init__(
         self, stream: SampleStream, transform: Transform, seed: int = 0, global_batch_size: int = 256,
         micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1, workers: int = 0,
         worker_kind: str = "thread", start: int = 0, pin_memory: bool = False, max_damage_rate: float = 0.01,
-        batch_size_warmup: Sequence[tuple[int, int]] = (),
+        batch_size_warmup: Sequence[tuple[int, int]] = (), collate: Collate = collate,
     ) -> None:  # fmt: skip
         self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
         self.micro_batch_size = micro_batch_size or global_batch_size // world_size
@@ -183,7 +185,7 @@ class Loader:
             raise UserError(f"rank={rank}: must lie in [0, {world_size})")
         if worker_kind not in ("thread", "process"):
             raise UserError(f"worker_kind={worker_kind!r}: must be 'thread' or 'process'")
-        self.stream, self.transform, self.seed = stream, transform, seed
+        self.stream, self.transform, self.seed, self.collate = stream, transform, seed, collate
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self.workers, self.worker_kind, self.pin_memory = workers, worker_kind, pin_memory
         self.position = start
@@ -241,7 +243,7 @@ class Loader:
             threads = self._open(ThreadPoolExecutor(self.workers, thread_name_prefix="data"))
             return lambda positions: threads.submit(self._make, positions)
         # spawn: a fork would copy locks that the parent's threads (torch, CUDA) hold
-        work = (self.stream, self.transform, self.seed)
+        work = (self.stream, self.transform, self.seed, self.collate)
         processes = self._open(ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, work))
         if not self.pin_memory:
             return lambda positions: processes.submit(_work, positions)
@@ -258,7 +260,7 @@ class Loader:
         return pool
 
     def _make(self, positions: Int64Array) -> _MicroBatch:
-        made = make_micro_batch(self.stream, self.transform, self.seed, positions)
+        made = make_micro_batch(self.stream, self.transform, self.seed, positions, self.collate)
         return pin(made) if self.pin_memory else made
 
     def _step(self, parts: list[_MicroBatch]) -> Step:
@@ -305,8 +307,9 @@ class Loader:
 
 
 def evaluation_batches(
-    dataset: Dataset, transform: Transform, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    dataset: Dataset, transform: Transform, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
+    collate: Collate = collate,
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:  # fmt: skip
     """Every sample exactly once over all ranks, in manifest order: rank r takes indices ≡ r (mod world size).
 
     Ranks may have unequal numbers of batches, and the last may be smaller. Raises DamagedSampleError: a metric over

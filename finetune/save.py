@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune.tasks.classification import Classification
 from pretrain.encoders.base import Encoder
-from pretrain.objectives.base import Batch, stack
+from pretrain.objectives.base import Batch
 from pretrain.release.release import record_settings, valid_tokens, write_whole
 from pretrain.weights.from_transformers import load_encoder, no_progress_bars
 
@@ -32,7 +32,7 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
     for role in task.roles.values():
         role.cpu().eval()
     samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
-    batch = stack([encoder.view(sample) for sample in samples])
+    batch = encoder.collate([encoder.view(sample) for sample in samples])
     with torch.no_grad():
         expected = task.logits(batch)  # (B, classes)
     whole: Any = as_transformers(task, encoder)
@@ -91,7 +91,7 @@ def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
         return None
     linear.load_state_dict(head.linear.state_dict())
     samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
-    batch = stack([encoder.view(sample) for sample in samples])
+    batch = encoder.collate([encoder.view(sample) for sample in samples])
     with torch.no_grad():
         same = torch.allclose(plain_logits(model.eval(), encoder, batch), task.logits(batch), atol=TOLERANCE)
     return model if same else None

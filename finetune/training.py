@@ -24,11 +24,10 @@ from pretrain.config.sections import Config as TrainerConfig
 from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Batch
-from pretrain.optim.build import build_optimizer
 from pretrain.optim.config import check_schedule
 from pretrain.optim.groups import check_rules
 from pretrain.release.release import load_run_encoder
-from pretrain.run.run import evaluating
+from pretrain.run.assemble import prepare_engine
 from pretrain.trainer import Tracks, Trainer
 from pretrain.weights.from_transformers import ModelFolder, load_encoder
 
@@ -112,10 +111,11 @@ def train(
     check_rules(settings, task)
     if config.task.head_init == "probe":
         start_from_probe(task, labelled, engine)
-    engine.prepare(task, lambda name, roles: build_optimizer(roles, settings.optimizer_for(name)))
+    prepare_engine(settings, task, engine)
     loader = Loader(
         Stream(labelled.dataset, seed=seed),
         task.example,
+        collate=task.collate,
         seed=seed,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
@@ -166,7 +166,12 @@ class TestSet:
         fresh = (
             batch
             for batch, _ in evaluation_batches(
-                self.labelled.dataset, self.example, EVALUATION_BATCH, self.rank, self.world_size
+                self.labelled.dataset,
+                self.example,
+                EVALUATION_BATCH,
+                self.rank,
+                self.world_size,
+                collate=self.encoder.collate,
             )
         )
         if size > MEMORY:
@@ -181,7 +186,7 @@ class TestSet:
 def accuracy(task: Classification, test: TestSet, engine: Engine) -> float:
     """Share of the whole test set that is classified rightly; each sample counts once on any number of ranks."""
     tally = torch.zeros(2, dtype=torch.float64)
-    with evaluating(task):
+    with engine.evaluating(task):
         for batch in test.batches():
             logits = task.logits({name: value.to(engine.device) for name, value in batch.items()})
             right = (logits.argmax(1).cpu() == batch["class"]).sum()
@@ -195,7 +200,7 @@ def pooled_features(task: Classification, batches: Any, engine: Engine) -> tuple
     """Pooled features (N, D) and class numbers (N,) of whole samples, on the CPU."""
     pooled, numbers = [], []
     task.encoder.to(engine.device)
-    with evaluating(task):
+    with engine.evaluating(task):
         for batch in batches:
             encoded = task.encode({name: value.to(engine.device) for name, value in batch.items()})
             pooled.append(encoded.pooled.float().cpu())

@@ -86,6 +86,7 @@ def build_loader(config: Config, objective: Objective, sources: Sources, world: 
     return Loader(
         build_stream(config, sources),
         objective.example,
+        collate=objective.collate,
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
+from data_tools.loader import collate
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -36,6 +37,11 @@ class Encoder(nn.Module):
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
         """One whole sample as this encoder takes it: fixed shape, nothing random. CPU."""
         raise TypeError(f"{type(self).__name__} must define view()")
+
+    @classmethod
+    def collate(cls, views: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Views → a batch on the CPU; families whose views differ in length pad them here."""
+        return collate(views)
 
     def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
         """Tokens (B, N, D) of a batch; `hidden` says, per family, what the encoder must not see."""

@@ -6,8 +6,8 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class Engine(ABC):
     """By optimizer."""
     trainable: dict[str, list[nn.Parameter]]
     """By role."""
+    autocast: torch.dtype | None = None
+    """What matrix products are computed in; None: what the weights are in."""
     average: Average | None = None
     """Of the trained weights, where one is kept."""
     needs_group = False
@@ -167,11 +169,39 @@ class Engine(ABC):
         """Give the roles their averaged weights for good, where an average is kept: training is over."""
         if self.average:
             self.average.put()
+            self.average = None
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Within it, the roles have their averaged weights, where an average is kept: those that are looked at."""
         with self.average.in_place() if self.average else nullcontext():
+            yield
+
+    def autocasting(self, enabled: bool = True) -> torch.autocast:
+        """Within it, matrix products are computed in the precision of training."""
+        enabled = enabled and self.autocast is not None
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=enabled)
+
+    @contextmanager
+    def evaluating(self, objective: Objective, averaged: bool = True) -> Iterator[None]:
+        """Within it, `objective` can be asked about whole samples. Entered on all ranks together.
+
+        Its roles have their averaged weights where an average is kept (unless `averaged` is False), can be called
+        though they are sharded, compute in the precision of training, without dropout and gradients. Afterwards
+        weights, modes and random states are as they were. An objective that this engine has not prepared is taken as
+        it is.
+        """
+        prepared = getattr(self, "objective", None) is objective
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with ExitStack() as stack:
+            if prepared and averaged:
+                stack.enter_context(self.ema_weights())
+            if prepared:
+                stack.enter_context(self.unsharded())
+            stack.enter_context(self.autocasting())
+            stack.enter_context(in_eval_mode(objective.roles.values()))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.random.fork_rng(devices=cuda))
             yield
 
     def averages(self) -> dict[str, Any]:
@@ -272,6 +302,19 @@ class Engine(ABC):
             # for that thread while it holds the GIL (pytorch#56297): 8 of 25 short jobs hung here, none after a pause.
             time.sleep(0.2)
             dist.destroy_process_group()
+
+
+@contextmanager
+def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it, dropout is off; afterwards each module has the mode it had."""
+    modes = [(module, module.training) for module in modules]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.train(mode)
 
 
 def tensors_of(state: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -116,8 +116,7 @@ class DeepSpeedEngine(Engine):
         engine.set_gradient_accumulation_boundary(last)
         others = [trainee for name, trainee in self.trainees.items() if name != phase.optimizer]
         with self.gathered(others):
-            autocast = self.autocast or torch.bfloat16
-            with torch.autocast(self.device.type, autocast, enabled=self.autocast is not None):
+            with self.autocasting():
                 sums, metrics = engine(phase, batch)
             engine.backward(total_loss(sums, scale, self.world.size), scale_wrt_gas=False)
         return detach_loss(sums, metrics)

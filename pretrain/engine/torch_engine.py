@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -112,14 +112,10 @@ class TorchEngine(Engine):
         with self.accumulating(phase, last):
             # A gradient penalty differentiates twice, which compiled code cannot.
             stance = torch.compiler.set_stance("force_eager") if phase.fp32 else nullcontext()
-            with stance, self.in_precision(phase):
+            with stance, self.autocasting(enabled=not phase.fp32):
                 sums, metrics = self.wrapped[phase.optimizer](phase, batch)
             total_loss(sums, scale, self.world.size, self.scalers[phase.optimizer].scale).backward()
         return detach_loss(sums, metrics)
-
-    def in_precision(self, phase: Phase) -> AbstractContextManager[Any]:
-        enabled = self.autocast is not None and not phase.fp32
-        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=enabled)
 
     @contextmanager
     @abstractmethod

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from data_tools.dataset import DamagedSampleError, Dataset, open_dataset
 from data_tools.errors import OneRankError, UserError
-from data_tools.loader import collate
 from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import field
 from pretrain.engine.base import Engine
 from pretrain.evaluation.shares import share_batches
-from pretrain.objectives.base import Batch, Objective
+from pretrain.objectives.base import Objective
 
 BATCH_SIZE = 256
 """Samples of one rank in one forward pass."""
@@ -74,7 +73,7 @@ def embed(
         try:
             samples = [dataset[index] for index in indices.tolist()]
             classes = [label_of(sample, label_field) for sample in samples]
-            batch: Batch = collate([objective.view(sample) for sample in samples])
+            batch = objective.collate([objective.view(sample) for sample in samples])
         except (UserError, DamagedSampleError) as error:
             raise OneRankError(f"probe: {error}") from None
         features = objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()

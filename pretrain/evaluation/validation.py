@@ -67,7 +67,7 @@ class Validation:
         for positions, is_counted in share_batches(self.samples, batch_size, world.rank, world.size):
             try:
                 batch, _, damaged = make_micro_batch(
-                    self.stream, self.objective.example, self.seed, positions
+                    self.stream, self.objective.example, self.seed, positions, self.objective.collate
                 )
             except UserError as error:
                 raise OneRankError(f"data.validation: {error}") from None

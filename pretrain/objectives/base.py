@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class Objective:
     is_likelihood: ClassVar[bool] = False
     """Whether the loss is a mean of −log p in nats, so that its exponential is a perplexity."""
     roles: dict[str, nn.Module]
+    product: ClassVar[str] = "encoder"
+    """The role that is probed, released and fine-tuned: the encoder, its averaged teacher, another encoder."""
     world: World = World()
     """The other ranks, for losses over the global batch; a world of one until an engine prepares the objective."""
 
@@ -90,6 +92,10 @@ class Objective:
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
         """One sample augmented and hidden, on the CPU; `rng` is seeded by (run seed, epoch, sample key) alone."""
         raise TypeError(f"{type(self).__name__} must define example()")
+
+    def collate(self, examples: list[Batch]) -> Batch:
+        """Examples, or views, → a batch on the CPU. To be overridden where their lengths differ: pad or concatenate."""
+        return self.encoder.collate(examples)
 
     def phases(self) -> list[Phase]:
         """The updates of a step, in order. By default one, which trains every role."""
@@ -140,12 +146,18 @@ class Objective:
 
     def view(self, sample: dict[str, Any]) -> Batch:
         """One whole sample, nothing hidden and nothing random: what `encode` takes, stacked."""
-        return self.encoder.view(sample)
+        return self.product_encoder.view(sample)
 
     def encode(self, batch: Batch) -> Encoded:
         """See whole samples. Called on all ranks together, without gradients."""
-        tokens = self.encoder(batch)  # (B, N, D)
-        return Encoded(tokens, self.encoder.pool(tokens, batch))
+        encoder = self.product_encoder
+        tokens = encoder(batch)  # (B, N, D)
+        return Encoded(tokens, encoder.pool(tokens, batch))
+
+    @property
+    def product_encoder(self) -> Encoder:
+        """The encoder that a run is for."""
+        return self.encoder if self.product == "encoder" else cast("Encoder", self.roles[self.product])
 
     def picture(self, batch: Batch) -> Picture | None:
         """What was given, what was hidden and what was guessed, for people. Called on all ranks together."""

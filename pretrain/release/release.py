@@ -22,7 +22,7 @@ from pretrain.config.schema import plain
 from pretrain.config.sections import Config
 from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
-from pretrain.objectives.base import Batch, stack
+from pretrain.objectives.base import Batch
 from pretrain.release.model_card import write_model_card
 from pretrain.run.folder import load_run_config
 from pretrain.weights.from_transformers import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
@@ -68,7 +68,7 @@ def load_run_encoder(run: Path) -> Trained:
     for name, module in objective.roles.items():
         module.load_state_dict(state[name])
     step = int(json.loads((checkpoint / "progress.json").read_text())["step"])
-    return Trained(objective.encoder.eval(), config, dataset, step)
+    return Trained(objective.product_encoder.eval(), config, dataset, step)
 
 
 def release_run(run: Path, out: Path | None = None) -> Path:
@@ -150,7 +150,7 @@ def check_release(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
     refuse_gaps(report, folder)
     encoder = encoder.cpu().eval()
     samples = [dataset[i] for i in range(min(SAMPLES, len(dataset)))]
-    batch = stack([encoder.view(sample) for sample in samples])
+    batch = encoder.collate([encoder.view(sample) for sample in samples])
     expected, mask = encoder(batch), valid_tokens(batch)
     difference = (plain_forward(model.eval(), encoder, batch) - expected).abs()[mask].max().item()
     if not difference <= TOLERANCE:

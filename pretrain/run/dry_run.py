@@ -17,12 +17,11 @@ from data_tools.remote import is_remote
 from pretrain.checkpoint.targets import Copies
 from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config
-from pretrain.data import build_loader, count_steps, first_of, open_sources
+from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
-from pretrain.optim.build import build_optimizer
+from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_hooks, build_objective
-from pretrain.trainer import Trainer
 from pretrain.weights.start import load_starting_weights
 
 STEPS = 2
@@ -84,12 +83,10 @@ def dry_run(config: Config) -> DryRun:
     total = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-        loader = build_loader(config, objective, sources, engine.world)
-        hooks = build_hooks(config, objective, sources, engine, tracker=None)
-        trainer = Trainer(config, objective, loader, engine, total, hooks=hooks)
+        trainer = assemble_trainer(config, objective, sources, engine, total)
+        trainer.hooks = build_hooks(config, objective, sources, engine, tracker=None)
         trainer.run_hooks(initial=True)
-        seconds, steps = [], iter(loader)
+        seconds, steps = [], iter(trainer.loader)
         for _ in range(STEPS):
             started = time.perf_counter()
             trainer.train_step(trainer.take_batch(steps))

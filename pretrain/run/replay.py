@@ -21,14 +21,14 @@ from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.check import check_world_size
 from pretrain.config.load import build_config, override, parse_override
 from pretrain.config.sections import Config
-from pretrain.data import build_loader, count_steps, first_of, open_sources
+from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
-from pretrain.optim.build import build_optimizer
+from pretrain.run.assemble import assemble_trainer
 from pretrain.run.folder import is_free, load_run_config, write_text
-from pretrain.run.run import build_objective, evaluating
+from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import read_metrics, to_json
 from pretrain.trainer import Trainer
 from pretrain.weights.start import load_starting_weights
@@ -57,10 +57,8 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
         load_starting_weights(config, objective)
     engine = start_engine(config)
     try:
-        engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-        loader = build_loader(config, objective, sources, engine.world)
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)
-        trainer = Trainer(config, objective, loader, engine, total, checkpoints=checkpoints)
+        trainer = assemble_trainer(config, objective, sources, engine, total, checkpoints=checkpoints)
         trainer.resume(at_most=step - 1)
         if engine.world.rank == 0:
             print(f"from step {trainer.step}; steps {trainer.step + 1} to {step} are run", flush=True)
@@ -127,7 +125,7 @@ def sample_losses(trainer: Trainer, phase: Phase, batch: Step) -> list[tuple[str
     """(Key, loss) of each of this rank's samples, seen alone by the weights before the step, dropout off."""
     objective, found = trainer.objective, []
     objective.begin_step(trainer.step, trainer.total_steps)
-    with trainer.engine.unsharded(), evaluating(objective):
+    with trainer.engine.evaluating(objective, averaged=False):
         for keys, micro in zip(batch.keys, batch.micro_batches, strict=True):
             for i, key in enumerate(keys):
                 (one,) = trainer.feed.copy([{name: value[i : i + 1] for name, value in micro.items()}])

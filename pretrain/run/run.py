@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
 from data_tools.dataset import Dataset
-from data_tools.loader import Loader
+from data_tools.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size
@@ -22,7 +22,6 @@ from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
 from pretrain.data import (
     Sources,
-    build_loader,
     build_stream,
     count_steps,
     first_of,
@@ -42,10 +41,10 @@ from pretrain.metering.meter import Meter
 from pretrain.metering.peak import device_peak
 from pretrain.metering.profiling import Profiling, check_profiling
 from pretrain.objectives import objective_class
-from pretrain.objectives.base import Objective
-from pretrain.optim.build import build_optimizer
+from pretrain.objectives.base import Batch, Objective
 from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
+from pretrain.run.assemble import assemble_trainer
 from pretrain.run.folder import RunFolder
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
@@ -112,15 +111,13 @@ def train(
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
             loaded = load_starting_weights(config, objective)
         flops = flops_per_sample(config, objective, sources) if is_main_process else None
-        engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-        loader = build_loader(config, objective, sources, engine.world)
         identity = identity_of(run_id, config)
         checkpoints = Checkpoints(
             folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
         )
         meter = build_meter(config, engine, flops)
-        trainer = Trainer(
-            config, objective, loader, engine, total_steps, checkpoints=checkpoints, meter=meter
+        trainer = assemble_trainer(
+            config, objective, sources, engine, total_steps, checkpoints=checkpoints, meter=meter
         )
         resumed = trainer.resume()
         if is_main_process:
@@ -206,10 +203,14 @@ def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> 
     """Model FLOPs of a step, for each sample of the batch. The objective is as built, on the CPU."""
     share = config.train.global_batch_size // World.from_environment().size
     size = min(config.train.micro_batch_size or share, share)
-    stream = build_stream(config, sources)
-    batch = next(iter(Loader(stream, objective.example, seed=config.seed, global_batch_size=size)))
-    flops = step_flops(objective, batch.micro_batches[0])
+    flops = step_flops(objective, make_first_batch(config, objective, sources, size))
     return None if flops is None else flops / size
+
+
+def make_first_batch(config: Config, objective: Objective, sources: Sources, size: int) -> Batch:
+    """The first `size` samples of the run's stream, as training takes them, on the CPU; the same on every rank."""
+    stream, positions = build_stream(config, sources), np.arange(size, dtype=np.int64)
+    return make_micro_batch(stream, objective.example, config.seed, positions, objective.collate)[0]
 
 
 def build_meter(config: Config, engine: Engine, flops: float | None) -> Meter:
@@ -229,15 +230,13 @@ def picture_hook(
     config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> Any:
     """Always the same samples with the same things hidden, so that pictures of different steps can be compared."""
-    stream = build_stream(config, sources)
-    loader = Loader(stream, objective.example, seed=config.seed, global_batch_size=PICTURE_SAMPLES)
-    batch = next(iter(loader)).micro_batches[0]
+    batch = make_first_batch(config, objective, sources, PICTURE_SAMPLES)
     on_device = {
         name: value.to(engine.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
     }
 
     def hook(step: int) -> None:
-        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+        with engine.evaluating(objective):
             picture = objective.picture(on_device)
         if tracker and picture is not None:
             tracker.picture(step, picture)
@@ -249,7 +248,7 @@ def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tr
     probe = OnlineProbe(config.probe)
 
     def hook(step: int) -> None:
-        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+        with engine.evaluating(objective):
             values = probe.measure(objective, engine)
         if tracker:
             tracker.probe(step, values)
@@ -263,24 +262,9 @@ def validation_hook(
     validation = Validation(config, objective, sources)
 
     def hook(step: int) -> None:
-        with engine.ema_weights(), engine.unsharded(), evaluating(objective):
+        with engine.evaluating(objective):
             values = validation.measure(engine)
         if tracker:
             tracker.validation(step, values)
 
     return hook
-
-
-@contextmanager
-def evaluating(objective: Objective) -> Iterator[None]:
-    """No gradients, dropout off, and the random state as it was afterwards."""
-    roles: list[nn.Module] = list(objective.roles.values())
-    modes = [role.training for role in roles]
-    for role in roles:
-        role.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for role, mode in zip(roles, modes, strict=True):
-            role.train(mode)

@@ -31,7 +31,8 @@ def load_starting_weights(config: Config, objective: Objective) -> list[LoadingR
     """
     reports = []
     if folder := getattr(config.encoder, "from_pretrained", None):
-        reports.append(load_pretrained(objective.encoder, Path(folder), config.allow_keys))
+        for encoder in dict.fromkeys((objective.encoder, objective.product_encoder)):
+            reports.append(load_pretrained(encoder, Path(folder), config.allow_keys))
     if config.init_from:
         source = config.folder / FETCHED if is_remote(config.init_from) else Path(config.init_from)
         reports.append(load_roles(find_checkpoint(source), objective, config.allow_keys))

@@ -15,10 +15,10 @@ import torch
 
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.load import load_config
-from pretrain.data import build_loader, first_of, open_sources
+from pretrain.data import first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
-from pretrain.optim.build import build_optimizer
+from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_objective
 from pretrain.trainer import Trainer
 
@@ -65,10 +65,8 @@ def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = No
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
     engine = start_engine(config)
-    engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
-    loader = build_loader(config, objective, sources, engine.world)
     kept = None if checkpoints is None else Checkpoints(checkpoints, engine, config.checkpoint)
-    return Trainer(config, objective, loader, engine, STEPS, tracker=Recorder(), checkpoints=kept)
+    return assemble_trainer(config, objective, sources, engine, STEPS, Recorder(), kept)
 
 
 def curve(case: str, overrides: list[str], checkpoints: Path | None = None) -> list[dict[str, float]]:

@@ -50,9 +50,9 @@ class Named(Objective):
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         tokens, valid = batch["tokens"].clamp(min=0), batch["tokens"] >= 0  # (B, L)
         logits = self.roles["head"](self.roles["embed"](tokens)) / self.temperature  # (B, L, V)
-        error = F.cross_entropy(logits.flatten(0, 1), tokens.roll(1, 1).flatten(), reduction="none").view_as(
-            tokens
-        )
+        error = F.cross_entropy(
+            logits.flatten(0, 1), ((tokens + 1) % VOCABULARY).flatten(), reduction="none"
+        ).view_as(tokens)
         rows = (logits.mean(-1) * valid).sum(1).square()  # (B,)
         right = (logits.argmax(-1) == tokens) & valid
         return Loss(
