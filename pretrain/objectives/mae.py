@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from data_tools.errors import UserError
 from pretrain.augment.image import Interpolation, center_view, random_resized_crop
 from pretrain.encoders.base import field
-from pretrain.encoders.image.base import image_to_array
-from pretrain.encoders.image.vit import ViTEncoder, hf_config, xavier_uniform
+from pretrain.encoders.image.base import ImageEncoder, image_to_array
+from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
+from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.ops.positions import sincos_2d
-from pretrain.tracking.pictures import ImageGrid
+from pretrain.ops.positions import interpolate_positions, sincos_positions
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
+    from pretrain.tracking.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,38 @@ class MAEConfig:
 
 
 class MAE(Objective):
-    """Mean over masked patches of the squared error to the patch's normalised pixels."""
+    """Mean over masked patches of the squared error to the patch's normalised values, on any grid of patches."""
 
     Config = MAEConfig
-    encoder: ViTEncoder
+    encoder: PatchEncoder
 
-    def __init__(self, config: MAEConfig, encoder: ViTEncoder, dataset: Dataset) -> None:
+    def __init__(self, config: MAEConfig, encoder: PatchEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ViTEncoder):
+        if not isinstance(encoder, PatchEncoder):
             raise UserError(
                 f"encoder.name={encoder.config.name!r}: MAE drops patches, so it needs encoder.name=vit"
             )
         if not 0 < config.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")
-        if self.visible < 1:
+        if self.count_visible(encoder.num_patches) < 1:
             raise UserError(
                 f"objective.mask_ratio={config.mask_ratio}: leaves none of {encoder.num_patches} patches to see"
             )
         self.roles["decoder"] = MAEDecoder(config, encoder)
 
-    @property
-    def visible(self) -> int:
-        """Patches that the encoder sees."""
-        return int(self.encoder.num_patches * (1 - self.config.mask_ratio))
+    def count_visible(self, patches: int) -> int:
+        """How many of a sample's patches the encoder sees."""
+        return int(patches * (1 - self.config.mask_ratio))
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "order": (N,)}: a crop, and its patches in random order, the visible ones first."""
+        """A view, and "order" (N,): its patches in random order, the visible ones first."""
+        view = self.random_view(sample, rng)
+        return {**view, "order": rng.permutation(self.encoder.num_patches)}
+
+    def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """{"image": (C, S, S)}: a crop, where samples are images; others as the encoder views them."""
+        if not isinstance(self.encoder, ImageEncoder):
+            return self.view(sample)
         size = self.encoder.config.image_size
         image = image_to_array(field(sample, "image"), self.encoder.config.num_channels, sample["__key__"])
         if tuple(self.config.crop_scale) == (1, 1):
@@ -78,54 +85,54 @@ class MAE(Objective):
             )
         if self.config.flip and rng.random() < 0.5:
             view = np.ascontiguousarray(view[:, :, ::-1])
-        return {"image": view, "order": rng.permutation(self.encoder.num_patches)}
+        return {"image": view}
 
     def count_per_sample(self, phase: Phase) -> float:
         """Masked patches."""
-        return float(self.encoder.num_patches - self.visible)
+        return float(self.encoder.num_patches - self.count_visible(self.encoder.num_patches))
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        prediction, ids_mask = self.predict(batch)  # (B, M, p²C), (B, M)
-        target = self.target(self.encoder.pixels(batch["image"]))  # (B, N, p²C)
+        values = self.encoder.values(batch)  # (B, C, *sizes)
+        prediction, ids_mask = self.predict(batch, self.encoder.grid_of(values))  # (B, M, P), (B, M)
+        target = self.make_target(values)  # (B, N, P)
         target = target.gather(1, ids_mask.unsqueeze(-1).expand_as(prediction))
         return Loss((prediction.float() - target).pow(2).mean(-1).sum())
 
-    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The decoder's guess for every masked patch (B, M, p²C), and which patches those are (B, M)."""
-        ids_keep, ids_mask = batch["order"].split(
-            [self.visible, self.encoder.num_patches - self.visible], dim=1
-        )
-        tokens = self.roles["encoder"](batch, ids_keep=ids_keep)  # (B, 1 + K, D)
-        return self.roles["decoder"](tokens, ids_keep, ids_mask), ids_mask
+    def predict(self, batch: Batch, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The decoder's guess for every masked patch (B, M, P), and which patches those are (B, M)."""
+        number = batch["order"].shape[1]
+        visible = self.count_visible(number)
+        ids_keep, ids_mask = batch["order"].split([visible, number - visible], dim=1)
+        tokens = self.roles["encoder"](batch, ids_keep=ids_keep)  # (B, lead + K, D)
+        return self.roles["decoder"](tokens, ids_keep, ids_mask, grid), ids_mask
 
-    def target(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) → the patches to paint (B, N, p²C)."""
-        patches = patchify(pixels, self.encoder.config.patch_size)
+    def make_target(self, values: Tensor) -> Tensor:
+        """Values (B, C, *sizes) → the patches to paint (B, N, P)."""
+        patches = self.encoder.patchify(values)
         if not self.config.normalize_target:
             return patches
         mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         return (patches - mean) / (var + 1e-6).sqrt()
 
-    def picture(self, batch: Batch) -> ImageGrid:
+    def picture(self, batch: Batch) -> Picture:
         """Original, what the encoder saw, and the painting: guesses brought back to the patch's own mean and variance.
 
         Showing normalised guesses as they are looks like noise (mae #95, #174).
         """
-        p = self.encoder.config.patch_size
-        pixels = self.encoder.pixels(batch["image"])
-        guess, ids_mask = self.predict(batch)
+        encoder, values = self.encoder, self.encoder.values(batch)
+        grid = encoder.grid_of(values)
+        guess, ids_mask = self.predict(batch, grid)
         index = ids_mask.unsqueeze(-1).expand_as(guess)
-        patches = patchify(pixels, p)  # (B, N, p²C)
+        patches = encoder.patchify(values)  # (B, N, P)
         truth = patches.gather(1, index)
         guess = guess.float()
         if self.config.normalize_target:
             guess = guess * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
-        painted = self.encoder.displayable(unpatchify(patches.scatter(1, index, guess), p))
-        hidden = unpatchify(torch.zeros_like(patches).scatter(1, index, 1.0), p)
-        original = self.encoder.displayable(pixels)
-        return ImageGrid(
-            {"original": original, "visible": original.lerp(hidden * 0.5, hidden), "reconstruction": painted}
-        )
+        painted = encoder.displayable(encoder.unpatchify(patches.scatter(1, index, guess), grid))
+        hidden = encoder.unpatchify(torch.zeros_like(patches).scatter(1, index, 1.0), grid)
+        original = encoder.displayable(values)
+        visible = original.lerp(hidden * 0.5, hidden)
+        return encoder.draw({"original": original, "visible": visible, "reconstruction": painted})
 
 
 class MAEDecoder(nn.Module):
@@ -133,12 +140,12 @@ class MAEDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: MAEConfig, encoder: ViTEncoder) -> None:
+    def __init__(self, config: MAEConfig, encoder: PatchEncoder) -> None:
         super().__init__()
         from transformers.models.vit.modeling_vit import ViTLayer
 
         sizes = hf_config(
-            encoder.Config(
+            ViTEncoderConfig(
                 hidden_size=config.decoder_hidden_size,
                 num_hidden_layers=config.decoder_num_hidden_layers,
                 num_attention_heads=config.decoder_num_attention_heads,
@@ -147,38 +154,24 @@ class MAEDecoder(nn.Module):
         dim = config.decoder_hidden_size
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.register_buffer("positions", sincos_2d(encoder.grid, dim), persistent=False)  # (N, d)
+        self.grid, self.lead = encoder.grid, encoder.lead
+        self.register_buffer("positions", sincos_positions(encoder.grid, dim), persistent=False)  # (N, d)
         self.layers = nn.ModuleList([ViTLayer(sizes) for _ in range(config.decoder_num_hidden_layers)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, encoder.config.patch_size**2 * encoder.config.num_channels)
+        self.head = nn.Linear(dim, encoder.patch_values)
         self.apply(xavier_uniform)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
-        """Visible tokens (B, 1 + K, D), their patches (B, K), the masked patches (B, M) → pixels (B, M, p²C).
+    def forward(self, tokens: Tensor, ids_keep: Tensor, ids_mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Visible tokens (B, lead + K, D), their patches (B, K), the masked patches (B, M) → values (B, M, P).
 
         Attention has no order of its own, so tokens stay in shuffled order and only their positions are looked up.
         """
-        x = self.embed(tokens)  # (B, 1 + K, d)
-        visible = x[:, 1:] + self.positions[ids_keep]
-        hidden = self.mask_token + self.positions[ids_mask]  # (B, M, d)
-        x = torch.cat([x[:, :1], visible, hidden.to(x.dtype)], dim=1)  # (B, 1 + N, d)
+        positions = interpolate_positions(self.positions, self.grid, grid)  # (N, d)
+        x = self.embed(tokens)  # (B, lead + K, d)
+        visible = x[:, self.lead :] + positions[ids_keep]
+        hidden = self.mask_token + positions[ids_mask]  # (B, M, d)
+        x = torch.cat([x[:, : self.lead], visible, hidden.to(x.dtype)], dim=1)  # (B, lead + N, d)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x[:, -ids_mask.shape[1] :]))  # (B, M, p²C)
-
-
-def patchify(pixels: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) → (B, N, p²C), channels last within a patch, as in the reference."""
-    batch, channels, height, width = pixels.shape
-    p = patch_size
-    x = pixels.reshape(batch, channels, height // p, p, width // p, p)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
-
-
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify` for a square image: (B, N, p²C) → (B, C, H, W)."""
-    batch, number, size = patches.shape
-    p, grid = patch_size, round(number**0.5)
-    x = patches.reshape(batch, grid, grid, p, p, size // p**2)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, grid * p, grid * p)
+        return self.head(self.norm(x[:, -ids_mask.shape[1] :]))  # (B, M, P)

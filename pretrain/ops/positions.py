@@ -1,25 +1,29 @@
-"""Fixed position embeddings."""
+"""Position embeddings on a grid of any number of axes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from data_tools.errors import UserError
+INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+"""By the number of axes; images as `transformers` and DINO do it."""
 
 
-def sincos_2d(grid: int, dim: int) -> Tensor:
-    """2-D sine-cosine positions as in MAE (util/pos_embed.py of the reference): (grid², dim), row by row.
+def sincos_positions(grid: tuple[int, ...], dim: int) -> Tensor:
+    """Fixed sine-cosine positions: (∏ grid, dim), row by row; on (rows, columns) those of MAE (util/pos_embed.py).
 
-    The first half of the width encodes the column, the second half the row; within each half, sines then cosines.
+    Each axis has an equal part of the width, the last axis the first one; within each part, sines then cosines.
 
     Raises:
-        UserError: `dim` is not divisible by 4.
+        ValueError: `dim` cannot be divided so.
     """
-    if dim % 4:
-        raise UserError(f"hidden_size={dim}: sine-cosine positions need a width divisible by 4")
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    return torch.cat([sincos_1d(columns.flatten(), dim // 2), sincos_1d(rows.flatten(), dim // 2)], dim=1)
+    if dim % (2 * len(grid)):
+        raise ValueError(
+            f"hidden_size={dim}: sine-cosine positions need a width divisible by {2 * len(grid)}"
+        )
+    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    return torch.cat([sincos_1d(axis.flatten(), dim // len(grid)) for axis in reversed(axes)], dim=1)
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
@@ -27,3 +31,12 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
     frequencies = 10_000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angles = positions.double()[:, None] * frequencies  # (N, dim / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (N, dim)
+
+
+def interpolate_positions(table: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
+    """Positions (N, D) of a grid for another one with as many axes; the table itself where the grids are the same."""
+    if grid == wanted:
+        return table
+    x = table.float().reshape(1, *grid, -1).movedim(-1, 1)  # (1, D, *grid)
+    x = F.interpolate(x, size=wanted, mode=INTERPOLATION[len(grid)], align_corners=False)
+    return x.movedim(1, -1).reshape(-1, table.shape[-1]).to(table.dtype)

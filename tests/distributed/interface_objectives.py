@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_tools.loader import collate
+from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.ema import update_ema
+from pretrain.ops.positions import interpolate_positions, sincos_positions
+from pretrain.tracking.pictures import ImageGrid
 
 DIM, VOCABULARY = 8, 12
 
@@ -163,3 +166,45 @@ class Spoilt(Objective):
     def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
         if phase.name == "one":
             update_ema(self.roles["mean"].parameters(), self.roles["one"].parameters(), 0.5, step, skipped)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    name: str
+    hidden_size: int = 12
+
+
+class ClipEncoder(PatchEncoder):
+    """Clips (B, 1, time, rows, columns) in patches along all three axes: what a family of its own must define."""
+
+    Config = ClipConfig
+    modality = "clip"
+    patch, grid, channels = (2, 4, 4), (2, 2, 3), 1
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.dim = config.hidden_size
+        self.model = nn.Sequential(
+            nn.Linear(self.patch_values, self.dim), nn.Tanh(), nn.Linear(self.dim, self.dim)
+        )
+        self.register_buffer("positions", sincos_positions(self.grid, self.dim), persistent=False)
+
+    def view(self, sample):
+        """A window that moves over the picture."""
+        image = sample["image"][..., 0]
+        return {"clip": np.stack([image[10 + t : 18 + t, 8:20] for t in range(4)])[None]}
+
+    def values(self, batch):
+        return batch["clip"].float() / 127.5 - 1
+
+    def displayable(self, values):
+        return (values + 1) / 2
+
+    def draw(self, rows):
+        return ImageGrid({title: clips[:, :, 0] for title, clips in rows.items()})
+
+    def forward(self, batch, ids_keep=None, **hidden):
+        values = self.values(batch)
+        x = self.model(self.patchify(values))
+        x = x + interpolate_positions(self.positions, self.grid, self.grid_of(values))
+        return x if ids_keep is None else x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, self.dim))

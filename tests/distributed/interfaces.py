@@ -29,6 +29,9 @@ COMMON = ["mae_digits", *SMALL[:3], f"train.steps={STEPS}", f"train.global_batch
 CASES: dict[str, list[str]] = {
     "Named": [], "Contrastive": [], "Taught": [], "Sometimes": ["ddp.find_unused_parameters=true"],
     "Spoilt": ["train.max_skipped_steps=4"],
+    "Clips": ["objective={name: mae, decoder_hidden_size: 12, decoder_num_hidden_layers: 1, "
+              "decoder_num_attention_heads: 2}",
+              "encoder={name: 'tests.distributed.interface_objectives:ClipEncoder'}"],
 }  # fmt: skip
 CUT = ("Named", "Taught")
 """Also in two micro-batches; what a contrastive loss sees is its micro-batch of all ranks, so it is not."""

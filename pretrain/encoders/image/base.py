@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, field
+from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -61,6 +62,10 @@ class ImageEncoder(Encoder):
         """Bytes (or floats in [0, 1]) (B, C, H, W) → what the model takes: zero mean and unit variance."""
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         return (x - self.image_mean) / self.image_std
+
+    def draw(self, rows: dict[str, Tensor]) -> ImageGrid:
+        """By title, images (B, C, H, W) in [0, 1]."""
+        return ImageGrid(rows)
 
     def displayable(self, pixels: Tensor) -> Tensor:
         """The inverse of `pixels`: floats in [0, 1] for the eye."""

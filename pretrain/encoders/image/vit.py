@@ -13,7 +13,9 @@ from transformers import ViTConfig, ViTModel
 from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
-from pretrain.ops.positions import sincos_2d
+from pretrain.encoders.patches import PatchEncoder
+from pretrain.ops.patches import patchify
+from pretrain.ops.positions import interpolate_positions, sincos_positions
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -41,11 +43,12 @@ class ViTEncoderConfig:
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-class ViTEncoder(ImageEncoder):
+class ViTEncoder(ImageEncoder, PatchEncoder):
     """Patches in, tokens out; patches that are hidden are dropped before the first block (MAE's encoder)."""
 
     Config = ViTEncoderConfig
     model_types = ("vit",)
+    lead = 1
     model: ViTModel
 
     def __init__(self, config: ViTEncoderConfig, dataset: Dataset | None = None) -> None:
@@ -56,12 +59,10 @@ class ViTEncoder(ImageEncoder):
             )
         self.model = ViTModel(hf_config(config), add_pooling_layer=False)
         self.dim = config.hidden_size
-        self.grid = config.image_size // config.patch_size
+        self.patch = (config.patch_size, config.patch_size)
+        self.grid = (config.image_size // config.patch_size,) * 2
+        self.channels = config.num_channels
         self.initialize()
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid**2
 
     def initialize(self) -> None:
         """Xavier-uniform matrices, zero biases, sine-cosine positions (models_mae.py of the MAE reference).
@@ -74,7 +75,7 @@ class ViTEncoder(ImageEncoder):
         nn.init.xavier_uniform_(projection.data.view(projection.shape[0], -1))
         nn.init.normal_(embeddings.cls_token, std=0.02)
         if self.config.positions == "sincos":
-            table = sincos_2d(self.grid, self.dim)  # (N, D)
+            table = sincos_positions(self.grid, self.dim)  # (N, D)
             embeddings.position_embeddings.data[0, 0].zero_()
             embeddings.position_embeddings.data[0, 1:] = table
             embeddings.position_embeddings.requires_grad_(False)
@@ -83,14 +84,17 @@ class ViTEncoder(ImageEncoder):
         """Tokens of the class token and of the patches in `ids_keep`.
 
         Args:
-            batch: `image` (B, C, H, W), bytes or floats in [0, 1].
+            batch: `image` (B, C, H, W), bytes or floats in [0, 1], of any size that patches fill.
             ids_keep: (B, K) indices of the patches to see; None sees all N.
         Returns:
             (B, 1 + K, D), the class token first, the patches in the order of `ids_keep`.
         """
         embeddings = self.model.embeddings
-        x = patch_tokens(self.model, self.pixels(batch["image"]))  # (B, N, D)
-        x = x + embeddings.position_embeddings[:, 1:]
+        pixels = self.values(batch)  # (B, C, H, W)
+        positions = interpolate_positions(
+            embeddings.position_embeddings[0, 1:], self.grid, self.grid_of(pixels)
+        )
+        x = patch_tokens(self.model, pixels) + positions  # (B, N, D)
         if ids_keep is not None:
             x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))  # (B, K, D)
         cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
@@ -98,6 +102,9 @@ class ViTEncoder(ImageEncoder):
         for layer in self.model.layers:
             x = layer(x)
         return self.model.layernorm(x)
+
+    def values(self, batch: dict[str, Any]) -> Tensor:
+        return self.pixels(batch["image"])
 
     def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """The mean of the patch tokens, or the class token: (B, 1 + N, D) → (B, D)."""
@@ -130,10 +137,7 @@ def patch_tokens(model: ViTModel, pixels: Tensor) -> Tensor:
     The same numbers as the model's strided convolution, several times faster on a CPU.
     """
     projection = model.embeddings.patch_embeddings.projection
-    p = projection.kernel_size[0]
-    batch, channels, height, width = pixels.shape
-    x = pixels.reshape(batch, channels, height // p, p, width // p, p)
-    x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * p)  # (B, N, C·p·p)
+    x = patchify(pixels, tuple(projection.kernel_size), channels_last=False)  # (B, N, C·p·p)
     return nn.functional.linear(x, projection.weight.flatten(1), projection.bias)  # (B, N, D)
 
 
