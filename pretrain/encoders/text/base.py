@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, field
 from pretrain.encoders.text.tokenizer import copy_tokenizer, find_tokenizer, open_tokenizer
-from pretrain.ops.attention import attention_mask
+from pretrain.ops.attention import attention_mask, find_document_starts
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -32,7 +32,7 @@ class TextEncoder(Encoder):
     """Token ids in, one vector a token out; several documents in one row do not see each other.
 
     A batch has `tokens`, `document_ids` (the number of the document in its row, 0 where there is padding) and
-    `position_ids` (restarting at each document), all (B, L).
+    `position_ids` (restarting at each document), all (B, L), and from the loader `document_starts` (B, K + 1).
     """
 
     modality = "text"
@@ -103,6 +103,12 @@ class TextEncoder(Encoder):
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
         """{"tokens", "document_ids", "position_ids"}, (max_length,) each: the sample's first tokens, padded."""
         return self.row(self.tokens_of(sample, self.config.max_length))
+
+    @classmethod
+    def collate(cls, views: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """With where documents begin, looked for while the rows still lie on the host."""
+        batch = super().collate(views)
+        return {**batch, "document_starts": find_document_starts(batch["document_ids"])}
 
     def row_of(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A row to train on: a packed one as it is, else a window of the sample's tokens, anywhere, padded."""
