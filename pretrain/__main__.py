@@ -21,13 +21,20 @@ EPILOG = """examples:
   python -m pretrain report runs/mae_digits
   python -m pretrain replay runs/mae_digits --step 120
   python -m pretrain batch runs/mae_digits --step 120
+  python -m pretrain loss-compare runs/before runs/after
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m pretrain` and of `masquerade pretrain`."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"release": release, "report": report, "replay": replay, "batch": batch}
+    commands = {
+        "release": release,
+        "report": report,
+        "replay": replay,
+        "batch": batch,
+        "loss-compare": loss_compare,
+    }
     command = commands.get(argv[0]) if argv else None
     return run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
 
@@ -40,7 +47,8 @@ def pretrain(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "recipe", help="a name from pretrain/recipes, a YAML file; or release | report | replay | batch RUN"
+        "recipe",
+        help="a name from pretrain/recipes, a YAML file; or release | report | replay | batch RUN, loss-compare A B",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
@@ -180,6 +188,34 @@ def batch(argv: list[str]) -> int:
 
     print(describe(show_batch(arguments.run, arguments.step, arguments.ranks)))
     return 0
+
+
+def loss_compare(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain loss-compare",
+        description="Compare what two runs logged, bit for bit: exit status 0 where they are equal, 1 where they "
+        "differ, with the first step and value that does. A and B are run folders; or, with --recipe, two states of "
+        "this project's code (git revisions, or folders that hold it), which train the recipe for some steps each.",
+        epilog="examples:\n  python -m pretrain loss-compare runs/before runs/after\n"
+        "  python -m pretrain loss-compare main HEAD --recipe mlm_sotu --steps 20 train.global_batch_size=16\n"
+        "  python -m pretrain loss-compare HEAD . --recipe mae_digits",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A", help="a run's folder, or a state of the code")
+    parser.add_argument("b", metavar="B", help="another one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --recipe: settings for both")
+    parser.add_argument("--recipe", help="train this one by both states of the code, in one process each")
+    parser.add_argument("--steps", type=int, default=20, help="of the recipe (default: %(default)s)")
+    arguments = parser.parse_intermixed_args(argv)
+    from pretrain.run.loss_compare import compare_code, compare_runs
+
+    a, b = arguments.a, arguments.b
+    if arguments.recipe:
+        found = compare_code(a, b, arguments.recipe, arguments.steps, arguments.overrides)
+    else:
+        found = compare_runs(Path(a), Path(b))
+    print(found.describe(a, b))
+    return 0 if found.equal else 1
 
 
 def quiet_libraries() -> None:

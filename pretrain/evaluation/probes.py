@@ -40,10 +40,13 @@ class OnlineProbe:
         def classify() -> dict[str, float]:
             numbers = number_classes([*train_labels, *test_labels])
             labels = numbers[: len(train)], numbers[len(train) :]
-            return {
-                "knn": knn_accuracy(train, labels[0], test, labels[1], self.config.neighbours),
-                "linear": linear_accuracy(train, labels[0], test, labels[1]),
-            }
+            with torch.autocast(
+                train.device.type, enabled=False
+            ):  # the encoder's precision is not the classifier's
+                return {
+                    "knn": knn_accuracy(train, labels[0], test, labels[1], self.config.neighbours),
+                    "linear": linear_accuracy(train, labels[0], test, labels[1]),
+                }
 
         accuracies: dict[str, float] = engine.on_main_process(classify)
         return accuracies

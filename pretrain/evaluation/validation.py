@@ -44,12 +44,17 @@ class Validation:
         self.stream = build_stream(held_out, {path: open_validation(config.data, sources)})
         self.samples = min(config.validation.samples, self.stream.samples_per_epoch)
         self.train = config.train
-        self.objective = with_mask_ratio(objective, config.validation.mask_ratio)
+        self.trained, self.mask_ratio = objective, config.validation.mask_ratio
         self.phases = [phase for phase in objective.phases() if not phase.fp32]
         """A gradient penalty says nothing of samples that are held out."""
         self.labelled = len(objective.phases()) > 1
         self.parts: dict[str, list[str]] = {}
         """By phase, the labels of the means that its loss is the sum of."""
+
+    @property
+    def objective(self) -> Objective:
+        """As it is now, temperatures and all, at the mask ratio that is asked for."""
+        return with_mask_ratio(self.trained, self.mask_ratio)
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """The loss and the objective's metrics over all samples, the same on every rank. Called on all ranks together.

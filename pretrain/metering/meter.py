@@ -14,6 +14,11 @@ from pretrain.metering.communication import CommunicationSampler
 from pretrain.metering.profiling import Profiling
 
 GIB = 2**30
+CLOCKED = frozenset({
+    "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
+    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+})  # fmt: skip
+"""What `Meter.line` tells: it depends on the machine and the moment, and not on what is learned."""
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 from pretrain.tracking.config import TrackingConfig, WandbConfig
 from pretrain.tracking.environment import describe_environment
-from pretrain.tracking.metrics import MetricsFile
+from pretrain.tracking.metrics import MetricsFile, read_metrics, told_from
 from pretrain.tracking.pictures import ImageGrid, Picture, save_picture, text_html
 from pretrain.tracking.progress import ProgressDisplay
 from pretrain.tracking.wandb import WandbLogger
 
 __all__ = ["Tracker", "TrackingConfig", "WandbConfig"]
 
+LEARNED = ("seed", "data", "encoder", "objective", "train", "optimizer", "optimizer_overrides", "schedule")
+"""Sections of the configuration that decide what is learned."""
 SPAN_CSS = {
     "given": "color:#1f2430",
     "right": "background:#cdeee0;color:#00583f",
@@ -42,19 +45,23 @@ class Tracker:
         self.enabled = enabled
         if not enabled:
             return
+        settings = digest_settings(resolved_config)
+        self.told = find_told(run_dir, resumed_at, settings)
+        """What W&B has from an earlier start of the same training, and need not be told twice."""
         self.metrics = MetricsFile(run_dir)
         environment = json.dumps(describe_environment(), indent=1)
         (run_dir / "environment.json").write_text(environment, encoding="utf-8")
         name = str(resolved_config.get("name", run_dir.name))
         self.wandb = WandbLogger(run_dir, config.wandb, run_id, name, resolved_config)
         self.display = ProgressDisplay(total_steps, resumed_at) if config.progress else None
-        self.event("start", resumed_at, {"total_steps": total_steps})
+        self.event("start", resumed_at, {"total_steps": total_steps, "settings": settings})
 
     def train(self, step: int, values: dict[str, Any]) -> None:
         """Numbers of a training step."""
         if self.enabled:
             self.write("train", step, values)
-            self.wandb.log(step, {key if "/" in key else f"train/{key}": v for key, v in values.items()})
+            if ("train", step) not in self.told:
+                self.wandb.log(step, {key if "/" in key else f"train/{key}": v for key, v in values.items()})
             if self.display:
                 self.display.train(step, values)
 
@@ -62,7 +69,8 @@ class Tracker:
         """Accuracies of a probe, in [0, 1]."""
         if self.enabled:
             self.write("probe", step, values)
-            self.wandb.log(step, {f"probe/{key}": value for key, value in values.items()})
+            if ("probe", step) not in self.told:
+                self.wandb.log(step, {f"probe/{key}": value for key, value in values.items()})
             if self.display:
                 self.display.probe(step, values)
 
@@ -70,7 +78,8 @@ class Tracker:
         """The held-out loss, and what else was measured on the same samples."""
         if self.enabled:
             self.write("validation", step, values)
-            self.wandb.log(step, {f"validation/{key}": value for key, value in values.items()})
+            if ("validation", step) not in self.told:
+                self.wandb.log(step, {f"validation/{key}": value for key, value in values.items()})
             if self.display:
                 self.display.validation(step, values)
 
@@ -80,6 +89,8 @@ class Tracker:
             return
         path = save_picture(picture, self.run_dir, step)
         self.write("picture", step, {"path": path.relative_to(self.run_dir).as_posix()})
+        if ("picture", step) in self.told:
+            return
         if isinstance(picture, ImageGrid):
             self.wandb.image(step, path)
         else:
@@ -91,12 +102,29 @@ class Tracker:
             self.write(kind, step, values)
 
     def close(self, status: str) -> None:
-        """The run is over; `status` other than `finished` marks it as failed on W&B."""
+        """The run is over: `finished`, `preempted` (it will go on) or `failed`, as W&B then says too."""
         if self.enabled:
             self.metrics.close()
             if self.display:
                 self.display.close()
-            self.wandb.close(failed=status != "finished")
+            self.wandb.close(status)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         self.metrics.write({"kind": kind, "step": step, "time": time.time(), **values})
+
+
+def digest_settings(config: dict[str, Any]) -> str:
+    """What identifies the settings that decide what is learned."""
+    text = json.dumps({section: config.get(section) for section in LEARNED}, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def find_told(run_dir: Path, resumed_at: int, settings: str) -> set[tuple[str, int]]:
+    """(kind, step) of what an earlier start told from the step on where this one goes on.
+
+    Nothing where it had other settings (a run rescued by another learning rate): it then tells something new.
+    """
+    starts = [line for line in read_metrics(run_dir) if line["kind"] == "start"]
+    if not starts or max(starts, key=lambda line: line.get("time", 0.0)).get("settings") != settings:
+        return set()
+    return told_from(run_dir, resumed_at)

@@ -13,7 +13,8 @@ class WandbConfig:
     """Weights & Biases. The API key is never a setting: W&B reads `WANDB_API_KEY` or what `wandb login` stored."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online where a key is configured, else offline (`wandb sync RUN/wandb/offline-run-*` uploads later)."""
+    """`auto`: online where a key is configured, else offline: `wandb sync RUN/wandb/offline-run-*` then uploads all
+    starts of a run into one."""
     project: str = "masquerade"
     entity: str | None = None
     tags: tuple[str, ...] = ()

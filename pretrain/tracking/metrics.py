@@ -65,6 +65,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return sorted(latest.values(), key=lambda line: line["step"])
 
 
+def told_from(run_dir: Path, step: int) -> set[tuple[str, int]]:
+    """(kind, step) of the lines from `step` on, which a run that goes on from there would tell again."""
+    return {(line["kind"], line["step"]) for line in read_metrics(run_dir) if line["step"] >= step}
+
+
 def to_json(value: Any) -> Any:
     """The value as JSON can hold it."""
     if isinstance(value, dict):

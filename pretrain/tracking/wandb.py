@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pretrain.guards.preemption import REQUEUE
 from pretrain.tracking.config import WandbConfig
 from pretrain.tracking.environment import redact
 
@@ -66,14 +67,15 @@ class WandbLogger:
         """Hand over a fragment of HTML; returns at once."""
         self.put("html", (step, html))
 
-    def close(self, failed: bool = False) -> None:
+    def close(self, status: str = "finished") -> None:
         """Finish the run, waiting at most `CLOSE_SECONDS`; what W&B could not take is still in the run's folder.
 
+        `status` is what W&B then says of it: `finished`, `preempted` (it will go on), or `failed`.
         A short run in an outage may end before its start has timed out: the wait then covers the turn to offline.
         """
         if not self.thread.is_alive():
             return
-        self.put("finish", int(failed))
+        self.put("finish", status)
         self.thread.join(CLOSE_SECONDS)
         if self.thread.is_alive():
             self.warn("W&B has not finished uploading; `wandb sync` does it from the run's folder")
@@ -98,7 +100,7 @@ class WandbLogger:
             while (message := self.inbox.get()) is not None:
                 kind, content = message
                 if kind == "finish":
-                    run.finish(exit_code=content)
+                    finish(run, content)
                     return
                 self.send(run, kind, content)
         except Exception as error:  # W&B may fail in any way at all; training goes on in every one of them
@@ -136,7 +138,7 @@ class WandbLogger:
         )
         run = wandb.init(mode=mode, settings=settings, **self.arguments)  # type: ignore[arg-type]
         run.define_metric(STEP)
-        # After a resume, steps are told twice: W&B's own counter refuses to go back, an axis of ours does not.
+        # A step may be told twice, by runs that went back: W&B's own counter refuses that, an axis of ours does not.
         run.define_metric("*", step_metric=STEP)
         return run
 
@@ -149,6 +151,13 @@ class WandbLogger:
             run.log({STEP: content[0], "picture": wandb.Image(str(content[1]))})
         elif kind == "html":
             run.log({STEP: content[0], "picture": wandb.Html(content[1], inject=False)})
+
+
+def finish(run: Any, status: str) -> None:
+    """End the W&B run; one that was announced as preempted and ends with a status other than 0 is not a failed one."""
+    if status == "preempted":
+        run.mark_preempting()
+    run.finish(exit_code={"finished": 0, "preempted": REQUEUE}.get(status, 1))
 
 
 def resolve_mode(config: WandbConfig) -> str:

@@ -12,8 +12,9 @@ from pretrain.config.sections import TrainConfig
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
-from pretrain.evaluation.probes import embed, knn_accuracy, number_classes
-from pretrain.run.run import build_objective, evaluating
+from pretrain.evaluation.probes import OnlineProbe, embed, knn_accuracy, linear_accuracy, number_classes
+from pretrain.optim.build import build_optimizer
+from pretrain.run.run import build_objective
 from tests.tiny_run import SMALL
 
 
@@ -30,8 +31,9 @@ def test_features_and_labels_stand_in_the_order_of_the_data_set():
     config, _ = load_config("mae_digits", [*SMALL])
     objective = build_objective(config, first_of(open_sources(config.data)))
     engine = DDPEngine(TrainConfig(), World())
+    engine.prepare(objective, lambda _name, roles: build_optimizer(roles, config.optimizer))
     dataset = open_dataset("sample:digits_test").select([5, 900, 17, 3, 44])
-    with evaluating(objective):
+    with engine.evaluating(objective):
         features, labels = embed(dataset, objective, engine, "label", batch_size=2)
         view = objective.view(dataset[1])
         second = objective.encode({name: torch.as_tensor(value)[None] for name, value in view.items()}).pooled
@@ -41,3 +43,19 @@ def test_features_and_labels_stand_in_the_order_of_the_data_set():
     assert number_classes(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
     with pytest.raises(UserError, match="has no field 'party'"):
         embed(dataset, objective, engine, "party")
+
+
+def test_classifiers_compute_in_fp32_whatever_the_encoder_computes_in():
+    settings = ["train.precision=bf16", "probe.train_samples=300", "probe.test_samples=200"]
+    config, _ = load_config("mae_digits", [*SMALL, *settings])
+    objective = build_objective(config, first_of(open_sources(config.data)))
+    engine = DDPEngine(config.train, World())
+    engine.prepare(objective, lambda _name, roles: build_optimizer(roles, config.optimizer))
+    probe = OnlineProbe(config.probe)
+    with engine.evaluating(objective):
+        found = probe.measure(objective, engine)
+        train, train_labels = embed(probe.train, objective, engine, "label")
+        test, test_labels = embed(probe.test, objective, engine, "label")
+    numbers = number_classes([*train_labels, *test_labels])
+    parts = train, numbers[:300], test, numbers[300:]
+    assert found == {"knn": knn_accuracy(*parts, config.probe.neighbours), "linear": linear_accuracy(*parts)}

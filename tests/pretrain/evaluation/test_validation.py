@@ -23,7 +23,7 @@ from pretrain.evaluation.shares import share_batches
 from pretrain.evaluation.validation import Validation
 from pretrain.optim.build import build_optimizer
 from pretrain.report.report import write_report
-from pretrain.run.run import build_objective, evaluating, run
+from pretrain.run.run import build_objective, run
 from pretrain.tracking.metrics import read_metrics
 from tests.data_tools.small_data import npy, write_images
 from tests.pretrain.evaluation.measured import CASES, COMMON
@@ -61,7 +61,7 @@ def prepared(case: str, folder: Path, *overrides: str):
 def measure(case: str, folder: Path, *overrides: str) -> dict[str, float]:
     config, objective, sources, engine = prepared(case, folder, *overrides)
     validation = Validation(config, objective, sources)
-    with evaluating(objective):
+    with engine.evaluating(objective):
         return validation.measure(engine)
 
 
@@ -100,7 +100,7 @@ def test_it_is_the_mean_over_all_hidden_tokens_of_all_held_out_samples(folder):
     dataset = open_dataset(folder / "test").select(range(40))
     objective.config = type(objective.config)(mask_ratio=0.15)
     total = count = 0.0
-    with evaluating(objective):
+    with engine.evaluating(objective):
         for sample in dataset:
             example = objective.example(sample, sample_rng(config.seed, 0, sample["__key__"]))
             batch = collate([example])
@@ -113,7 +113,7 @@ def test_it_is_the_mean_over_all_hidden_tokens_of_all_held_out_samples(folder):
         dataset.counts, validation.stream.order.layout, config.seed
     )
     validation.samples = len(dataset)
-    with evaluating(objective):
+    with engine.evaluating(objective):
         found = validation.measure(engine)
     assert found["loss"] == pytest.approx(total / count, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
@@ -124,12 +124,12 @@ def test_it_asks_the_same_question_every_time_and_leaves_the_random_state_alone(
     config, objective, sources, engine = prepared("mae", folder)
     validation = Validation(config, objective, sources)
     torch.manual_seed(5)
-    with evaluating(objective):
+    with engine.evaluating(objective):
         first = validation.measure(engine)
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
-    with evaluating(objective):
+    with engine.evaluating(objective):
         assert validation.measure(engine) == first
 
 
@@ -146,7 +146,7 @@ def test_bits_per_byte_are_over_the_bytes_of_the_guessed_text(folder):
     ids = objective.encoder.tokens_of({"text": text, "__key__": "x"})
     assert objective.token_bytes[ids].sum() == len(text.encode())
     validation = Validation(config, objective, sources)
-    with evaluating(objective):
+    with engine.evaluating(objective):
         found = validation.measure(engine)
     tokens = total = 0.0
     for positions, _ in share_batches(validation.samples, 50, 0, 1):
@@ -214,7 +214,7 @@ def test_damage_in_held_out_data_is_told_and_ends_the_run(tmp_path):
     engine.prepare(objective, lambda _name, roles: build_optimizer(roles, config.optimizer))
     validation = Validation(config, objective, sources)
     with (
-        evaluating(objective),
+        engine.evaluating(objective),
         pytest.raises(UserError, match=r"1 of 21 samples are damaged, e.g. 0000\d\d in"),
     ):
         validation.measure(engine)

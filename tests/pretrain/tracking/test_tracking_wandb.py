@@ -21,19 +21,20 @@ from pathlib import Path
 from pretrain.tracking import Tracker, TrackingConfig, WandbConfig
 started = time.perf_counter()
 settings = TrackingConfig(wandb=WandbConfig(mode="auto"), progress=False)
-tracker = Tracker(Path(sys.argv[1]), settings, {"name": "x", "hub_token": "pl4nted-s3cret"}, 100, "run12345", 0)
-for step in range(100):
+start = int(sys.argv[2])
+tracker = Tracker(Path(sys.argv[1]), settings, {"name": "x", "hub_token": "pl4nted-s3cret"}, 200, "run12345", start)
+for step in range(start, start + 100):
     tracker.train(step, {"loss": 1.0 / (step + 1)})
 print("loop", time.perf_counter() - started, flush=True)
 tracker.close("finished")
 """
 
 
-def train(run_dir: Path, **environment: str) -> tuple[float, str]:
+def train(run_dir: Path, start: int = 0, **environment: str) -> tuple[float, str]:
     """Run `SCRIPT` as a process; return the seconds that its training loop took, and what it printed as warnings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(run_dir)],
+        [sys.executable, "-c", SCRIPT, str(run_dir), str(start)],
         capture_output=True, text=True, timeout=150, check=True, env={**kept, **environment},
     )  # fmt: skip
     return float(done.stdout.split()[1]), done.stderr
@@ -73,8 +74,8 @@ def test_disabled_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_offline_run_goes_on_under_its_id_and_holds_no_secret(tmp_path):
     netrc = str(tmp_path / "netrc")
-    for _ in range(2):  # the second is the restart
-        seconds, warnings = train(tmp_path / "run", NETRC=netrc)
+    for start in (0, 100):  # the second is the restart
+        seconds, warnings = train(tmp_path / "run", start, NETRC=netrc)
         assert warnings == ""
         assert seconds < 5
     runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-run12345"))
