@@ -30,13 +30,15 @@ class BatchSizes:
             steps = max(0, steps - number)
         return position + self.final * steps
 
-    def steps_for(self, samples: float) -> int:
-        """Steps until at least so many samples have been seen, from the first on."""
-        done = 0
+    def steps_for(self, samples: float, position: int = 0) -> int:
+        """Steps until at least so many more samples have been seen, from `position` on."""
+        done, end = 0, 0
         for size, steps in self.warmup:
-            if samples <= size * steps:
+            end += size * steps
+            inside = ceil_div(max(0, end - position), size)  # steps that are left of this stage
+            if samples <= inside * size:
                 return done + ceil_div(samples, size)
-            samples, done = samples - size * steps, done + steps
+            samples, done, position = samples - inside * size, done + inside, position + inside * size
         return done + ceil_div(samples, self.final)
 
     @property

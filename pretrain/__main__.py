@@ -13,6 +13,7 @@ EPILOG = """examples:
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
   python -m pretrain mae_digits --dry-run
+  python -m pretrain mae_digits train.steps=4000 --allow-changes train.steps
   torchrun --nproc-per-node 2 -m pretrain mae_digits
   torchrun --nproc-per-node 8 -m pretrain mae_digits engine=fsdp
   python -m pretrain mae_images encoder.from_pretrained=vit-release encoder.image_size=384
@@ -62,6 +63,12 @@ def pretrain(argv: list[str]) -> int:
         "else from the seed; never: refuse where there are checkpoints",
     )
     parser.add_argument(
+        "--allow-changes",
+        metavar="KEYS",
+        help="settings that may be others than those of the run so far, e.g. train.steps,optimizer.lr or optimizer.*; "
+        "the change is recorded in metrics.jsonl",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="take two steps, a picture and a probe, say how long and how much memory they took, and write nothing",
@@ -90,11 +97,12 @@ def pretrain(argv: list[str]) -> int:
         return 0
     from pretrain.checkpoint.targets import refuse_checkpoints
     from pretrain.guards.preemption import REQUEUE
+    from pretrain.run.changes import parse_changes
     from pretrain.run.run import run
 
     if arguments.resume == "never":
         refuse_checkpoints(config)
-    result = run(config)
+    result = run(config, parse_changes(arguments.allow_changes))
     if not result.finished:
         if is_main_process:
             print(

@@ -142,21 +142,25 @@ class Copies:
         return [failure for target in self.targets for failure in target.take_failures()]
 
 
-def open_run(folder: RunFolder, config: Config, copies: Copies) -> tuple[str, Found]:
+def open_run(
+    folder: RunFolder, config: Config, copies: Copies, allowed: tuple[str, ...] = ()
+) -> tuple[str, Found]:
     """Open a run's folder, with the newest valid checkpoint in it, wherever that was. Called on rank 0.
 
+    Args:
+        allowed: settings and sections that may be others than before.
     Returns:
         The run's id, which a folder that was lost gets back with its checkpoint, and what to resume from.
     Raises:
         UserError: the folder or a target is another run's, or the run's checkpoints are out of reach.
     """
-    run_id, checkpoints = folder.open(config), folder.path / "checkpoints"
+    run_id, checkpoints = folder.open(config, allowed), folder.path / "checkpoints"
     started = bool(complete(checkpoints))
 
     def accept(place: str, identity: dict[str, Any]) -> None:
         remedy = "choose another target (checkpoint.targets)"
         if "config" in identity:
-            refuse_other_config(place, identity["config"], redact(to_dict(config)), remedy)
+            refuse_other_config(place, identity["config"], redact(to_dict(config)), remedy, allowed)
         other = identity.get("id", run_id)
         if started and other != run_id:
             raise UserError(f"{place}: holds checkpoints of the run {other}, not {run_id}; {remedy}")

@@ -45,6 +45,8 @@ def check(config: Config) -> None:
             f"{config.checkpoint.every}"
         )
     refuse_secrets("init_from", config.init_from or "")
+    if config.init_with != "weights" and not config.init_from:
+        raise UserError(f"init_with={config.init_with}: is of a run that init_from names; name one")
     for url in config.checkpoint.targets:
         refuse_secrets("checkpoint.targets", url)
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):

@@ -128,8 +128,11 @@ class Config:
     encoder: Any
     objective: Any
     init_from: str | None = None
-    """A run folder, one of its checkpoints, or a URL in `checkpoint.targets` of a run (or a checkpoint there), whose
-    weights a new run starts from; its own checkpoints come first."""
+    """A run folder, one of its checkpoints (`RUN@STEP`), or a URL in `checkpoint.targets` of a run (or a checkpoint
+    there), whose weights a new run starts from; its own checkpoints come first."""
+    init_with: Literal["weights", "optimizer", "progress"] = "weights"
+    """What `init_from` brings: weights alone, the states of optimizers too, or also the step and the place in the data,
+    so that this run is a branch of that one (several decays from one trunk)."""
     allow_keys: tuple[str, ...] = ()
     """Patterns of tensors that `init_from` and `encoder.from_pretrained` may lack or hold in vain, e.g. `decoder.*`."""
     train: TrainConfig = TrainConfig()

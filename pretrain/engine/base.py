@@ -26,6 +26,8 @@ from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_n
 
 __all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "timeout", "trainees"]
 
+SETTINGS = (".betas", ".eps", ".weight_decay", ".momentum", ".trust_coefficient", ".lr_ratio")
+"""What parameter groups of an optimizer hold besides its state."""
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in a collective; `MASQUERADE_TIMEOUT` (seconds) replaces it."""
 
@@ -289,10 +291,16 @@ class Engine(ABC):
         return lambda: save_state(state, folder, self.world.size == 1, self.saving_group)
 
     def load(self, folder: Path) -> None:
-        """Take back what `save` wrote. Called on all ranks together."""
+        """Take back what `save` wrote. Called on all ranks together.
+
+        Settings that a checkpoint keeps beside the states of optimizers (weight decay, betas) stay those of this run.
+        """
         state = self.state_dict()
+        settings = optimizer_settings(state)
         with without_advice():
             dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
+        for optimizer, values in settings.items():
+            state["optimizers"][optimizer].update(values)
         self.load_state_dict(state)
 
     def close(self) -> None:
@@ -315,6 +323,14 @@ def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.train(mode)
+
+
+def optimizer_settings(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By optimizer, the entries of its flat state that are settings of parameter groups."""
+    return {
+        optimizer: {k: v for k, v in flat.items() if k.startswith("param_groups.") and k.endswith(SETTINGS)}
+        for optimizer, flat in state.get("optimizers", {}).items()
+    }
 
 
 def tensors_of(state: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
 from pretrain.engine.base import (
+    SETTINGS,
     BuildOptimizer,
     Engine,
     Scale,
@@ -224,7 +225,11 @@ class DeepSpeedEngine(Engine):
         dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
         self.load_state_dict(state)
         for name, engine in self.engines.items():
+            groups = engine.basic_optimizer.param_groups
+            own = [{key: value for key, value in group.items() if f".{key}" in SETTINGS} for group in groups]
             self.load_engine(engine, folder / FOLDER / name)
+            for group, settings in zip(engine.basic_optimizer.param_groups, own, strict=True):
+                group.update(settings)
 
     def load_engine(self, engine: Any, folder: Path) -> None:
         if not folder.is_dir():

@@ -51,6 +51,15 @@ class RunSummary:
         return bool(ends) and ends[-1]["step"] >= max((line["step"] for line in self.train), default=0)
 
     @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Settings that were changed on purpose while it ran: after which step, the key, the values before and now."""
+        return [
+            {"step": line["step"], "key": key, "before": before, "now": now}
+            for line in self.of_kind("changed")
+            for key, (before, now) in line.get("changes", {}).items()
+        ]
+
+    @property
     def seconds(self) -> float:
         """Time spent running: between lines that follow each other, without the pauses between stop and resume."""
         timed = sorted((line for line in self.lines if "time" in line), key=lambda line: line["time"])

@@ -23,6 +23,7 @@ FREE_SECTIONS = (
 )  # fmt: skip
 FREE_KEYS = (
     "init_from",
+    "init_with",
     "allow_keys",
     "encoder.from_pretrained",
     "data.workers",
@@ -40,13 +41,32 @@ FREE_KEYS = (
     "train.activation_checkpointing",
     "train.attention",
 )
+CHANGEABLE = (
+    "train.steps", "train.epochs", "train.global_batch_size", "train.batch_size_warmup", "train.clip_grad_norm",
+    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.momentum",
+    "optimizer.trust_coefficient", "optimizer_overrides", "schedule",
+)  # fmt: skip
+"""What may change on purpose: weights, optimizer states and the place in the data mean the same under any of them."""
+FIXED = ("name", "rules", "layer_decay")
+"""Settings within `optimizer_overrides` that may not: they say which states there are, and for whom."""
+Changes = dict[str, list[Any]]
+"""By dotted key, the value before and the value now."""
 
 
 def is_free(key: str) -> bool:
     """Whether a dotted key may change; a free key may be a mapping, whose own keys are free with it."""
-    return key.split(".", maxsplit=1)[0] in FREE_SECTIONS or any(
-        key == f or key.startswith(f"{f}.") for f in FREE_KEYS
-    )
+    return key.split(".", maxsplit=1)[0] in FREE_SECTIONS or is_named(key, FREE_KEYS)
+
+
+def is_changeable(key: str) -> bool:
+    """Whether a dotted key, or all keys of a section, may change where that is asked for."""
+    fixed = key.startswith("optimizer_overrides.") and key.rsplit(".", maxsplit=1)[-1] in FIXED
+    return is_named(key, CHANGEABLE) and not fixed
+
+
+def is_named(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of `names`, or lies under one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 class RunFolder:
@@ -55,15 +75,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file: IO[str] | None = None
+        self.changes: Changes = {}
+        """What was changed on purpose when it was opened."""
 
-    def open(self, config: Config) -> str:
+    def open(self, config: Config, allowed: tuple[str, ...] = ()) -> str:
         """Create or reopen the folder, write `config.yaml`, and return the run's id.
 
+        Args:
+            allowed: settings and sections that may be others than before.
         Raises:
             UserError: another job writes here, the folder cannot be written, or it holds a different run.
         """
         self.lock("run_dir")
-        self.refuse_other_run(config)
+        self.changes = self.refuse_other_run(config, allowed)
         write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         return self.run_id()
 
@@ -89,12 +113,13 @@ class RunFolder:
                 f"{self.path}: another job is running in this folder; choose another {setting}"
             ) from None
 
-    def refuse_other_run(self, config: Config) -> None:
+    def refuse_other_run(self, config: Config, allowed: tuple[str, ...]) -> Changes:
         saved = self.path / "config.yaml"
         if saved.exists() and (self.path / "checkpoints").is_dir():
             before = yaml.safe_load(saved.read_text()) or {}
             remedy = "choose another run_dir (or name), or delete the folder to start over"
-            refuse_other_config(str(self.path), before, to_dict(config), remedy)
+            return refuse_other_config(str(self.path), before, to_dict(config), remedy, allowed)
+        return {}
 
     def run_id(self) -> str:
         path = self.path / "run.json"
@@ -112,19 +137,38 @@ class RunFolder:
             self.lock_file.close()
 
 
-def refuse_other_config(place: str, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+def refuse_other_config(
+    place: str, before: dict[str, Any], now: dict[str, Any], remedy: str, allowed: tuple[str, ...] = ()
+) -> Changes:
     """Raise a `UserError` where the configuration that a place holds is that of a different run.
 
-    Settings that are newer than that run had their defaults in it.
+    Returns:
+        What differs all the same, since it is `allowed` to: dotted keys, or sections.
     """
+    found = differences(before, now)
+    refused = {k: v for k, v in found.items() if not (is_changeable(k) and is_named(k, allowed))}
+    if not refused:
+        return found
+    first = next(iter(refused))
+    if all(map(is_changeable, refused)):
+        remedy = (
+            f"to change it on purpose, add --allow-changes {','.join([*allowed, *refused])}; else {remedy}"
+        )
+    raise UserError(
+        f"{place}: holds a run with {first}={refused[first][0]!r}, not {refused[first][1]!r}; {remedy}"
+    )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Changes:
+    """What makes one configuration another run than the other; settings that are newer had their defaults before."""
     with suppress(UserError):  # it has settings that are there no more: all differences count
         before = to_dict(build_config(before))
     before, now = flatten(before), flatten(now)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not is_free(key):
-            raise UserError(
-                f"{place}: holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; {remedy}"
-            )
+    return {
+        key: [before.get(key), now.get(key)]
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not is_free(key)
+    }
 
 
 def write_text(path: Path, text: str) -> None:

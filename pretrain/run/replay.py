@@ -27,6 +27,8 @@ from pretrain.engine.base import Engine, World
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
+from pretrain.run.branch import take_over_state
+from pretrain.run.changes import settings_at
 from pretrain.run.folder import is_free, load_run_config, write_text
 from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import read_metrics, to_json
@@ -46,7 +48,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: no such step, or a setting that would make it another run.
     """
-    config = replay_config(run, overrides)
+    config = replay_config(run, step, overrides)
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     total = count_steps(config, sources)
@@ -59,7 +61,8 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     try:
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)
         trainer = assemble_trainer(config, objective, sources, engine, total, checkpoints=checkpoints)
-        trainer.resume(at_most=step - 1)
+        if trainer.resume(at_most=step - 1) is None:
+            take_over_state(trainer)
         if engine.world.rank == 0:
             print(f"from step {trainer.step}; steps {trainer.step + 1} to {step} are run", flush=True)
         found = examine(trainer, step)
@@ -75,9 +78,9 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
         engine.close()
 
 
-def replay_config(run: Path, overrides: list[str]) -> Config:
-    """The run's configuration, with settings replaced that do not make it another run."""
-    values = load_run_config(run)
+def replay_config(run: Path, step: int, overrides: list[str]) -> Config:
+    """The run's configuration as of that step, with settings replaced that do not make it another run."""
+    values = settings_at(run, step, load_run_config(run))
     for text in overrides:
         key = text.partition("=")[0]
         if not is_free(key):

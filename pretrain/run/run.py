@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data_tools.dataset import Dataset
+from data_tools.errors import UserError
 from data_tools.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
@@ -45,7 +46,9 @@ from pretrain.objectives.base import Batch, Objective
 from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
-from pretrain.run.folder import RunFolder
+from pretrain.run.branch import take_over_state
+from pretrain.run.changes import CHANGED, changes_since
+from pretrain.run.folder import Changes, RunFolder
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
@@ -64,9 +67,11 @@ class Result:
     """Whether the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
 
 
-def run(config: Config) -> Result:
+def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     """Pretrain as `config` says, from the newest checkpoint of its folder if there is one. Call on every rank.
 
+    Args:
+        allowed: settings and sections that may be others than those of the run so far.
     Raises:
         UserError: settings or data are wrong; nothing has been started then.
     """
@@ -78,10 +83,10 @@ def run(config: Config) -> Result:
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        steps = train(config, objective, sources, engine, total_steps, copies)
+        steps, finished = train(config, objective, sources, engine, total_steps, copies, allowed)
     finally:
         engine.close()
-    return Result(config.folder, steps, steps == total_steps)
+    return Result(config.folder, steps, finished)
 
 
 def build_objective(config: Config, dataset: Dataset) -> Objective:
@@ -100,12 +105,17 @@ def train(
     engine: Engine,
     total_steps: int,
     copies: Copies,
-) -> int:
-    """Everything between a started engine and a written report; the steps that are done then."""
+    allowed: tuple[str, ...],
+) -> tuple[int, bool]:
+    """Everything between a started engine and a written report.
+
+    Returns:
+        The steps that are done then, and whether those are all.
+    """
     folder = RunFolder(config.folder)
     is_main_process = engine.world.rank == 0
     try:
-        run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies))
+        run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies, allowed))
         loaded = []
         if found.path is None and not found.broken:
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
@@ -120,6 +130,8 @@ def train(
             config, objective, sources, engine, total_steps, checkpoints=checkpoints, meter=meter
         )
         resumed = trainer.resume()
+        branched = take_over_state(trainer) if resumed is None else None
+        fit_steps_to_progress(trainer)
         if is_main_process:
             trainer.tracker = Tracker(
                 folder.path, config.tracking, to_dict(config), total_steps, run_id, trainer.step
@@ -129,7 +141,13 @@ def train(
                 trainer.tracker.event("loaded", trainer.step, report.values())
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
-            tell_start(trainer, resumed)
+            if changes := folder.changes | (changes_since(found.path, config) if found.path else {}):
+                trainer.tracker.event(CHANGED, trainer.step, {"changes": changes})
+            if branched:
+                trainer.tracker.event(
+                    "branched", trainer.step, {"from": str(branched), "with": config.init_with}
+                )
+            tell_start(trainer, resumed, changes, branched)
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)
         if is_main_process:
@@ -137,22 +155,49 @@ def train(
                 write_report(folder.path)
             except OSError as error:  # a full disk must not make a finished run a failed one
                 log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
-        return trainer.step
+        return trainer.step, trainer.step == trainer.total_steps
     finally:
         folder.close()
 
 
-def tell_start(trainer: Trainer, broken: list[str] | None) -> None:
-    """Say where the run goes on, and what is odd about it. Called on rank 0.
+def fit_steps_to_progress(trainer: Trainer) -> None:
+    """Count the steps of epochs from here, for they end at the same sample in batches of whatever size.
+
+    Raises:
+        UserError: the run is to be shorter than it is already.
+    """
+    train, loader = trainer.config.train, trainer.loader
+    if train.epochs and trainer.step:
+        left = train.epochs * loader.stream.samples_per_epoch - loader.position
+        trainer.total_steps = trainer.step + train.batch_sizes.steps_for(max(0.0, left), loader.position)
+    if trainer.step > trainer.total_steps:
+        folder = trainer.config.folder
+        raise UserError(
+            f"{folder}: has taken {trainer.step} steps already, and is to take {trainer.total_steps}; give it more, or "
+            f"begin another run at an earlier checkpoint of it: init_from={folder}@STEP init_with=progress"
+        )
+
+
+def tell_start(trainer: Trainer, broken: list[str] | None, changes: Changes, branched: Path | None) -> None:
+    """Say where the run goes on, with what, and what is odd about it. Called on rank 0.
 
     Args:
         broken: the checkpoints that were passed over; None where the run starts anew.
+        changes: what was changed on purpose.
+        branched: the checkpoint of another run that it begins at.
     """
     total, folder = trainer.total_steps, trainer.config.folder
     if broken is not None and trainer.step < total:
         print(f"going on from step {trainer.step} of {total} ({folder})", flush=True)
     elif broken is not None:
         print(f"all {total} steps are done ({folder})", flush=True)
+    if branched:
+        print(
+            f"beginning at step {trainer.step} of {total}, with the state of {branched} ({folder})",
+            flush=True,
+        )
+    for key, (before, now) in changes.items():
+        print(f"  changed on purpose: {key} was {before}, is {now}", flush=True)
     for line in broken or []:
         log.warning("passed over: %s", line)
     if warning := warn_of_few_samples(trainer.loader, trainer.config.train, total):

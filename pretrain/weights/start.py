@@ -9,7 +9,7 @@ from typing import Any
 
 from data_tools.errors import UserError
 from data_tools.remote import is_remote
-from pretrain.checkpoint.folder import find_fault, newest_valid
+from pretrain.checkpoint.folder import complete, find_fault, newest_valid, step_of
 from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.sections import Config
@@ -33,10 +33,28 @@ def load_starting_weights(config: Config, objective: Objective) -> list[LoadingR
     if folder := getattr(config.encoder, "from_pretrained", None):
         for encoder in dict.fromkeys((objective.encoder, objective.product_encoder)):
             reports.append(load_pretrained(encoder, Path(folder), config.allow_keys))
-    if config.init_from:
-        source = config.folder / FETCHED if is_remote(config.init_from) else Path(config.init_from)
-        reports.append(load_roles(find_checkpoint(source), objective, config.allow_keys))
+    if config.init_from and config.init_with == "weights":  # else the engine takes all of it
+        reports.append(load_roles(starting_checkpoint(config), objective, config.allow_keys))
     return reports
+
+
+def starting_checkpoint(config: Config) -> Path:
+    """The valid checkpoint that `init_from` names; where that is a URL, `fetch_starting_weights` has copied it here.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = checkpoint_path(config.init_from or "")
+    return find_checkpoint(config.folder / FETCHED if is_remote(named) else Path(named))
+
+
+def checkpoint_path(init_from: str) -> str:
+    """`RUN@STEP`, a folder or a URL, as the path of that checkpoint; anything else as it is."""
+    run, at, step = init_from.rpartition("@")
+    if not at or not step.isdecimal():
+        return init_from
+    name = f"step_{int(step):08d}"
+    return f"{run}/{name}" if is_remote(run) else f"{run}/checkpoints/{name}"
 
 
 def fetch_starting_weights(config: Config) -> None:
@@ -46,7 +64,7 @@ def fetch_starting_weights(config: Config) -> None:
         UserError: it has no valid checkpoint, or is out of reach.
     """
     if config.init_from and is_remote(config.init_from):
-        download_newest(config.init_from, config.folder / FETCHED / "checkpoints")
+        download_newest(checkpoint_path(config.init_from), config.folder / FETCHED / "checkpoints")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -57,7 +75,11 @@ def find_checkpoint(path: Path) -> Path:
             raise UserError(f"init_from={path}: has no valid checkpoint ({'; '.join(broken) or 'none yet'})")
         return checkpoint
     if not path.is_dir():
-        raise UserError(f"init_from={path}: no such folder; give a run folder or one of its checkpoints")
+        others = ", ".join(str(step_of(other)) for other in complete(path.parent))
+        raise UserError(
+            f"init_from={path}: no such folder; "
+            + (f"there are steps {others}" if others else "give a run folder or one of its checkpoints")
+        )
     fault = find_fault(path)
     if fault:
         raise UserError(f"init_from={path}: neither a run folder nor a valid checkpoint ({fault})")
