@@ -22,6 +22,7 @@ from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
 from pretrain.report.run_summary import read_mapping
+from pretrain.run.changes import position_of, settings_at, total_steps_at
 from pretrain.run.folder import load_run_config, write_text
 from pretrain.run.replay import make_replay_folder
 from pretrain.run.run import build_objective
@@ -45,17 +46,17 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
     Raises:
         UserError: not a run folder, no such step, or a number of ranks that cannot share the batch.
     """
-    config = build_config(load_run_config(run))
+    config = build_config(settings_at(run, step, load_run_config(run)))
     ranks = ranks or int(read_mapping(run / "environment.json").get("processes", 1))
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: must be at least 1")
     check_world_size(config, ranks)
     sources = open_sources(config.data)
-    total = count_steps(config, sources)
+    total = total_steps_at(run, step) or count_steps(config, sources)
     if not 1 <= step <= total:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources))
-    position = config.train.batch_sizes.position(step - 1)
+    position = position_of(run, step, config)
     loaders = [build_loader(config, objective, sources, World(rank, ranks)) for rank in range(ranks)]
     steps = [take(loader, position, run) for loader in loaders]
     path = make_replay_folder(run) / f"step_{step}_batch"

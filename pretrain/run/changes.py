@@ -15,8 +15,8 @@ from pretrain.run.folder import CHANGEABLE, Changes, differences, is_changeable
 from pretrain.tracking.environment import redact
 from pretrain.tracking.metrics import read_metrics
 
-CHANGED = "changed"
-"""Kind of the line in `metrics.jsonl` that tells of it."""
+CHANGED, BRANCHED = "changed", "branched"
+"""Kinds of lines in `metrics.jsonl` that tell of it, with the `position` in the data from which it holds."""
 
 
 def parse_changes(text: str | None) -> tuple[str, ...]:
@@ -49,3 +49,20 @@ def settings_at(run: Path, step: int, values: dict[str, Any]) -> dict[str, Any]:
         for key, (before, _) in line["changes"].items():
             values = put(values, key.split("."), before)
     return values
+
+
+def position_of(run: Path, step: int, config: Config) -> int:
+    """Where in the data the batch of step `step` (1 is the first) starts, given the settings of that step."""
+    told = [line for line in read_metrics(run) if line["kind"] in (CHANGED, BRANCHED) and line["step"] < step]
+    if not told:
+        return config.train.batch_sizes.position(step - 1)
+    position = int(told[-1]["position"])
+    for _ in range(step - 1 - told[-1]["step"]):
+        position += config.train.batch_sizes.at(position)
+    return position
+
+
+def total_steps_at(run: Path, step: int) -> int | None:
+    """How many steps the run was to have when it took step `step` (1 is the first); None where it does not tell."""
+    starts = [line for line in read_metrics(run) if line["kind"] == "start" and line["step"] < step]
+    return int(starts[-1]["total_steps"]) if starts else None

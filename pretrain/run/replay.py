@@ -28,7 +28,7 @@ from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
-from pretrain.run.changes import settings_at
+from pretrain.run.changes import settings_at, total_steps_at
 from pretrain.run.folder import is_free, load_run_config, write_text
 from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import read_metrics, to_json
@@ -51,7 +51,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     config = replay_config(run, step, overrides)
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
-    total = count_steps(config, sources)
+    total = total_steps_at(run, step) or count_steps(config, sources)
     if not 1 <= step <= total:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources))

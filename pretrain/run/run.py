@@ -47,7 +47,7 @@ from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
-from pretrain.run.changes import CHANGED, changes_since
+from pretrain.run.changes import BRANCHED, CHANGED, changes_since
 from pretrain.run.folder import Changes, RunFolder
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
@@ -134,19 +134,19 @@ def train(
         fit_steps_to_progress(trainer)
         if is_main_process:
             trainer.tracker = Tracker(
-                folder.path, config.tracking, to_dict(config), total_steps, run_id, trainer.step
+                folder.path, config.tracking, to_dict(config), trainer.total_steps, run_id, trainer.step
             )
             for report in loaded:
                 print(report, flush=True)
                 trainer.tracker.event("loaded", trainer.step, report.values())
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
+            place = {"position": loader.position}
             if changes := folder.changes | (changes_since(found.path, config) if found.path else {}):
-                trainer.tracker.event(CHANGED, trainer.step, {"changes": changes})
+                trainer.tracker.event(CHANGED, trainer.step, {**place, "changes": changes})
             if branched:
-                trainer.tracker.event(
-                    "branched", trainer.step, {"from": str(branched), "with": config.init_with}
-                )
+                values = {**place, "from": str(branched), "with": config.init_with}
+                trainer.tracker.event(BRANCHED, trainer.step, values)
             tell_start(trainer, resumed, changes, branched)
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)

@@ -14,6 +14,7 @@ from pretrain.__main__ import main
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.load import load_config
 from pretrain.report.report import write_report
+from pretrain.run.batch import show_batch
 from pretrain.run.changes import parse_changes
 from pretrain.run.replay import replay
 from tests.processes import losses
@@ -138,6 +139,8 @@ def test_epochs_end_at_the_same_sample_when_the_batch_grows(tmp_path):
     positions = {step: line["position"] for step, line in losses(tmp_path).items()}
     assert positions == {1: 8, 2: 16, 3: 24, 4: 32, 5: 40, 6: 48, 7: 64, 8: 80, 9: 96}
     assert pretrain(tmp_path, *more) == 0  # started again, it knows that it is done
+    starts = [show_batch(tmp_path, step)["position"] for step in (1, 6, 7, 9)]
+    assert starts == [0, 40, 48, 80]
 
 
 def test_steps_of_epochs_are_counted_from_anywhere():
