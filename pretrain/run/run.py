@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from data_tools.dataset import Dataset
-from data_tools.errors import UserError
 from data_tools.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
@@ -27,7 +26,6 @@ from pretrain.data import (
     count_steps,
     first_of,
     open_sources,
-    warn_of_few_samples,
 )
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
@@ -47,8 +45,9 @@ from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
-from pretrain.run.changes import BRANCHED, CHANGED, changes_since
-from pretrain.run.folder import Changes, RunFolder
+from pretrain.run.changes import changes_since
+from pretrain.run.folder import RunFolder
+from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
@@ -139,14 +138,7 @@ def train(
             for report in loaded:
                 print(report, flush=True)
                 trainer.tracker.event("loaded", trainer.step, report.values())
-            if resumed is not None:
-                trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
-            place = {"position": loader.position}
-            if changes := folder.changes | (changes_since(found.path, config) if found.path else {}):
-                trainer.tracker.event(CHANGED, trainer.step, {**place, "changes": changes})
-            if branched:
-                values = {**place, "from": str(branched), "with": config.init_with}
-                trainer.tracker.event(BRANCHED, trainer.step, values)
+            changes = folder.changes | (changes_since(found.path, config) if found.path else {})
             tell_start(trainer, resumed, changes, branched)
         trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
         fit(trainer)
@@ -158,50 +150,6 @@ def train(
         return trainer.step, trainer.step == trainer.total_steps
     finally:
         folder.close()
-
-
-def fit_steps_to_progress(trainer: Trainer) -> None:
-    """Count the steps of epochs from here, for they end at the same sample in batches of whatever size.
-
-    Raises:
-        UserError: the run is to be shorter than it is already.
-    """
-    train, loader = trainer.config.train, trainer.loader
-    if train.epochs and trainer.step:
-        left = train.epochs * loader.stream.samples_per_epoch - loader.position
-        trainer.total_steps = trainer.step + train.batch_sizes.steps_for(max(0.0, left), loader.position)
-    if trainer.step > trainer.total_steps:
-        folder = trainer.config.folder
-        raise UserError(
-            f"{folder}: has taken {trainer.step} steps already, and is to take {trainer.total_steps}; give it more, or "
-            f"begin another run at an earlier checkpoint of it: init_from={folder}@STEP init_with=progress"
-        )
-
-
-def tell_start(trainer: Trainer, broken: list[str] | None, changes: Changes, branched: Path | None) -> None:
-    """Say where the run goes on, with what, and what is odd about it. Called on rank 0.
-
-    Args:
-        broken: the checkpoints that were passed over; None where the run starts anew.
-        changes: what was changed on purpose.
-        branched: the checkpoint of another run that it begins at.
-    """
-    total, folder = trainer.total_steps, trainer.config.folder
-    if broken is not None and trainer.step < total:
-        print(f"going on from step {trainer.step} of {total} ({folder})", flush=True)
-    elif broken is not None:
-        print(f"all {total} steps are done ({folder})", flush=True)
-    if branched:
-        print(
-            f"beginning at step {trainer.step} of {total}, with the state of {branched} ({folder})",
-            flush=True,
-        )
-    for key, (before, now) in changes.items():
-        print(f"  changed on purpose: {key} was {before}, is {now}", flush=True)
-    for line in broken or []:
-        log.warning("passed over: %s", line)
-    if warning := warn_of_few_samples(trainer.loader, trainer.config.train, total):
-        log.warning(warning)
 
 
 def fit(trainer: Trainer) -> None:
