@@ -17,7 +17,7 @@ from pretrain.report.report import write_report
 from pretrain.run.batch import show_batch
 from pretrain.run.changes import parse_changes
 from pretrain.run.replay import replay
-from tests.processes import losses
+from tests.processes import losses, run
 
 QUIET = (
     "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0", "tracking.wandb.mode=disabled",
@@ -189,3 +189,25 @@ def test_optimizer_states_of_deepspeed_are_refused_with_the_reason(tmp_path, cap
 def test_what_a_run_begins_with_is_asked_for_together():
     with pytest.raises(UserError, match="init_with=progress: is of a run that init_from names"):
         load_config("mae_digits", ["init_with=progress"])
+
+
+@pytest.mark.slow
+def test_a_branch_on_two_sharded_ranks_goes_on_as_its_trunk(tmp_path):
+    trunk, branch = tmp_path / "trunk", tmp_path / "branch"
+    assert pretrain(trunk, "train.steps=6", "checkpoint.every=3") == 0
+    start = [
+        f"run_dir={branch}",
+        "train.steps=6",
+        f"init_from={trunk}@3",
+        "init_with=progress",
+        "engine=fsdp",
+    ]
+    done = run("pretrain", ["mae_digits", *SMALL, *QUIET, *start], processes=2)
+    assert "beginning at step 3 of 6" in done.stdout
+    went, goes = losses(trunk), losses(branch)
+    assert sorted(goes) == [4, 5, 6]
+    for step, line in goes.items():
+        assert line["position"] == went[step]["position"]
+        assert line["loss"] == pytest.approx(
+            went[step]["loss"], rel=0.02
+        )  # other masks: each rank draws its own
