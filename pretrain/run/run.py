@@ -46,6 +46,7 @@ from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.folder import RunFolder
+from pretrain.run.own_hooks import build_own_hooks
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
@@ -130,7 +131,7 @@ def train(
             if resumed is not None:
                 trainer.tracker.event("resume", trainer.step, {"broken_checkpoints": resumed})
             tell_start(trainer, resumed)
-        trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
+        trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker))
         fit(trainer)
         if is_main_process:
             try:
@@ -187,7 +188,7 @@ def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
 def build_hooks(
     config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> tuple[Hook, ...]:
-    """Pictures, probes and held-out losses, as often as the configuration asks for them."""
+    """Pictures, probes, held-out losses and hooks of the user's own, as often as the configuration asks for them."""
     hooks = []
     if every := config.tracking.picture_every:
         hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
@@ -196,7 +197,7 @@ def build_hooks(
     if config.data.validation and config.validation.every:
         hook = validation_hook(config, objective, sources, engine, tracker)
         hooks.append(Hook(config.validation.every, hook))
-    return tuple(hooks)
+    return (*hooks, *build_own_hooks(config, objective, engine, tracker))
 
 
 def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> float | None:
