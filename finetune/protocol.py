@@ -267,7 +267,7 @@ class Frozen:
     def compute(self, batches: Any) -> tuple[Tensor, Tensor]:
         if self.which == "raw":
             kept = list(batches)
-            inputs = torch.cat([raw_input(self.task.encoder, batch) for batch in kept])
+            inputs = torch.cat([self.task.encoder.raw_features(batch) for batch in kept])
             return inputs, torch.cat([batch["class"] for batch in kept])
         return pooled_features(self.task, batches, self.engine)
 
@@ -288,15 +288,6 @@ class Frozen:
         new, _ = self.compute(samples.batches())
         self.known |= {index: len(self.known) + i for i, index in enumerate(indices)}
         self.features = torch.cat([self.features, new]) if len(self.features) else new
-
-
-def raw_input(encoder: Any, batch: dict[str, Tensor]) -> Tensor:
-    """A sample as it comes, (B, D): its pixels, or how often each token stands in it."""
-    if encoder.modality == "image":
-        return encoder.pixels(batch["image"]).flatten(1)
-    tokens, valid = batch["tokens"].long(), batch["document_ids"] > 0  # (B, N)
-    counts = torch.zeros(len(tokens), int(encoder.model.config.vocab_size))
-    return counts.scatter_add_(1, tokens, valid.float())
 
 
 def all_labels(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,9 @@ class Hook:
 
     every: int
     run: Callable[[int], None]
+    name: str = ""
+    stateful: Any = None
+    """Whose `state_dict` is kept in checkpoints, under the name."""
 
     def due(self, step: int, total_steps: int) -> bool:
         return self.every > 0 and (step % self.every == 0 or step == total_steps)
@@ -76,6 +80,8 @@ class Trainer:
         self.tracker = tracker
         self.checkpoints = checkpoints
         self.hooks = hooks
+        self.hook_states: dict[str, Any] = {}
+        """Of the checkpoint that was resumed, by name."""
         self.meter = meter or Meter(engine)
         self.feed = Feed(engine.device)
         self.step = 0
@@ -103,6 +109,7 @@ class Trainer:
         if progress is None:
             return None
         self.step = progress["step"]
+        self.hook_states = progress.get("hooks", {})
         resume_loader(self.loader, progress["stream"], self.config.data)
         return broken
 
@@ -140,7 +147,7 @@ class Trainer:
                 self.run_hooks()
             if self.checkpoints and (stop or self.is_due(self.config.checkpoint.every)):
                 self.heartbeat(f"saving step {self.step}")
-                self.report_failures(self.checkpoints.save(self.step, {"stream": self.loader.state_dict()}))
+                self.report_failures(self.checkpoints.save(self.step, self.progress()))
             collect_garbage(self.step)
             if stop:
                 return False
@@ -166,6 +173,20 @@ class Trainer:
             self.stopping |= counts.any_asked_to_stop()
             self.meter.waiting["ranks"] += counts.pending.seconds
         self.step += 1
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors; JSON-able, and a copy, for it is written while training goes on."""
+        states = {
+            hook.name: copy.deepcopy(hook.stateful.state_dict()) for hook in self.hooks if hook.stateful
+        }
+        return {"stream": self.loader.state_dict(), **({"hooks": states} if states else {})}
+
+    def add_hooks(self, hooks: Iterable[Hook]) -> None:
+        """Let hooks run from here on, in the state that they had where a checkpoint was resumed."""
+        self.hooks = (*self.hooks, *hooks)
+        for hook in self.hooks:
+            if hook.stateful and hook.name in self.hook_states:
+                hook.stateful.load_state_dict(self.hook_states[hook.name])
 
     def finish_saving(self) -> None:
         if self.checkpoints:

@@ -144,6 +144,9 @@ class Config:
     probe: ProbeConfig = ProbeConfig()
     validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    hooks: tuple[str | dict[str, Any], ...] = ()
+    """Classes of your own that run every so many steps: `[my_file:MyHook, {name: my_file:Other, every: 500}]`, see
+    docs/objectives.md."""
 
     @property
     def folder(self) -> Path:

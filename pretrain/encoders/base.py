@@ -51,6 +51,10 @@ class Encoder(nn.Module):
         """One vector a sample: tokens (B, N, D) → (B, D). A pure function, without parameters."""
         return tokens.mean(1)
 
+    def raw_features(self, batch: dict[str, Any]) -> Tensor:
+        """Whole samples as they come, (B, D): what an encoder's features are compared with."""
+        raise TypeError(f"{type(self).__name__} must define raw_features()")
+
     def blocks(self) -> list[nn.Module]:
         """The blocks in order from input to output, for layer-wise decay and for sharding."""
         return []

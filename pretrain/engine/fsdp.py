@@ -57,12 +57,17 @@ class FSDPEngine(TorchEngine):
             return init_device_mesh(kind, (ranks,), mesh_dim_names=("shard",))
         return init_device_mesh(kind, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
 
+    def keeps_wide_weights(self) -> bool:
+        """Whether weights are gathered in fp32, and autocast alone narrows them.
+
+        A phase in fp32 needs them so. So does a CPU, whose norms refuse narrow weights beside wide activations (a GPU's
+        autocast widens both).
+        """
+        return self.device.type == "cpu" or any(phase.fp32 for phase in self.objective.phases())
+
     def shard(self, module: nn.Module, reshard_after_forward: bool) -> FSDPModule:
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.fsdp.cpu_offload else None
-        # A phase in fp32 needs the weights in fp32 too: then autocast alone narrows them, after gathering. So it is
-        # on a CPU, whose norms refuse narrow weights beside wide activations (a GPU's autocast widens both).
-        wide = self.device.type == "cpu" or any(phase.fp32 for phase in self.objective.phases())
-        narrow = None if wide else self.autocast
+        narrow = None if self.keeps_wide_weights() else self.autocast
         policy = MixedPrecisionPolicy(
             param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
         )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import DECODERS
+from pretrain.objectives.token_projection import TokenProjection
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Autoencoder(Objective):
         if config.noise < 0:
             raise UserError(f"objective.noise={config.noise}: must not be negative")
         sizes = encoder.config
-        self.roles["bottleneck"] = Bottleneck(encoder, config.latent_size)
+        self.roles["bottleneck"] = TokenProjection(encoder, config.latent_size)
         self.roles["decoder"] = DECODERS[config.decoder](
             config.latent_size, sizes.num_channels, sizes.image_size, config.decoder_width
         )
@@ -66,7 +67,7 @@ class Autoencoder(Objective):
         return {"image": clean + noise, "target": clean}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        target = unit_range(batch["target" if "target" in batch else "image"])  # (B, C, S, S)
+        target = to_unit_range(batch["target" if "target" in batch else "image"])  # (B, C, S, S)
         drawing = self.draw(batch).float()
         if self.config.loss == "bce":
             error = F.binary_cross_entropy_with_logits(drawing, target, reduction="none")
@@ -84,24 +85,11 @@ class Autoencoder(Objective):
         return drawing.sigmoid() if self.config.loss == "bce" else drawing.clamp(0, 1)
 
     def picture(self, batch: Batch) -> ImageGrid:
-        seen = {"corrupted": unit_range(batch["image"]).clamp(0, 1)} if "target" in batch else {}
-        original = unit_range(batch["target" if "target" in batch else "image"])
+        seen = {"corrupted": to_unit_range(batch["image"]).clamp(0, 1)} if "target" in batch else {}
+        original = to_unit_range(batch["target" if "target" in batch else "image"])
         return ImageGrid({"original": original, **seen, "reconstruction": self.reconstruct(batch)})
 
 
-class Bottleneck(nn.Module):
-    """All tokens → the latent vector."""
-
-    def __init__(self, encoder: Any, latent_size: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(encoder.num_patches * encoder.dim, latent_size)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, [1 +] N, D) → (B, Z); a class token is left out."""
-        patches = tokens[:, -(self.project.in_features // tokens.shape[2]) :]  # (B, N, D)
-        return self.project(patches.flatten(1))
-
-
-def unit_range(image: Tensor) -> Tensor:
+def to_unit_range(image: Tensor) -> Tensor:
     """Bytes or floats → floats with white at 1."""
     return image.float() / 255 if image.dtype == torch.uint8 else image

@@ -18,9 +18,10 @@ from torch.nn.functional import relu, softplus
 
 from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
-from pretrain.objectives.autoencoder import unit_range
+from pretrain.objectives.autoencoder import to_unit_range
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import ConvolutionalDecoder
+from pretrain.objectives.token_projection import TokenProjection
 from pretrain.ops.ema import update_ema
 from pretrain.tracking.pictures import ImageGrid
 
@@ -59,16 +60,16 @@ class GAN(Objective):
         if not 0 <= config.ema_decay < 1:
             raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
         sizes = encoder.config
-        self.roles["head"] = DiscriminatorHead(encoder)
+        self.roles["head"] = TokenProjection(encoder, 1)
         generator = Generator(config, sizes.num_channels, sizes.image_size)
         self.roles["generator"] = generator
         self.roles["generator_ema"] = copy.deepcopy(generator).requires_grad_(False)
 
     def phases(self) -> list[Phase]:
-        judge = ("encoder", "head")
-        penalty = [Phase(R1, judge, DISCRIMINATOR, every=self.config.r1_every, fp32=True)]
+        discriminator = ("encoder", "head")
+        penalty = [Phase(R1, discriminator, DISCRIMINATOR, every=self.config.r1_every, fp32=True)]
         return [
-            Phase(DISCRIMINATOR, judge, DISCRIMINATOR),
+            Phase(DISCRIMINATOR, discriminator, DISCRIMINATOR),
             *(penalty if self.config.r1_gamma else []),
             Phase(GENERATOR, ("generator",), GENERATOR),
         ]
@@ -85,24 +86,24 @@ class GAN(Objective):
             return self.penalty(batch)
         if phase.name == GENERATOR:
             forged = self.roles["generator"](batch["latent"][:, 1])
-            return Loss(generator_loss(self.judge(forged), self.config.loss).sum())
+            return Loss(generator_loss(self.score_realness(forged), self.config.loss).sum())
         with torch.no_grad():
             forged = self.roles["generator"](batch["latent"][:, 0])
-        on_real, on_forged = self.judge(unit_range(batch["image"])), self.judge(forged)
+        on_real, on_forged = self.score_realness(to_unit_range(batch["image"])), self.score_realness(forged)
         right = {"real_accuracy": (on_real > 0).sum(), "forged_accuracy": (on_forged < 0).sum()}
         return Loss(discriminator_loss(on_real, on_forged, self.config.loss).sum(), right)
 
     def penalty(self, batch: Batch) -> Loss:
         """R1: γ/2 · ‖∇D‖² at real images scaled to [−1, 1], times the steps that it stands for."""
-        image = (unit_range(batch["image"]) * 2 - 1).requires_grad_()
+        image = (to_unit_range(batch["image"]) * 2 - 1).requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            logits = self.judge((image + 1) / 2)
+            logits = self.score_realness((image + 1) / 2)
         (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
         return Loss(gradient.pow(2).sum() * (self.config.r1_gamma / 2 * self.config.r1_every))
 
-    def judge(self, image: Tensor) -> Tensor:
+    def score_realness(self, image: Tensor) -> Tensor:
         """Images (B, C, S, S) in [0, 1] → logits (B,), positive where they look real."""
-        return self.roles["head"](self.roles["encoder"]({"image": image})).float()
+        return self.roles["head"](self.roles["encoder"]({"image": image})).squeeze(1).float()
 
     def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
         """Move the averaged generator."""
@@ -114,7 +115,7 @@ class GAN(Objective):
         """Real images above forgeries of the averaged generator."""
         forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, S, S)
         rows = forged.chunk(2)
-        return ImageGrid({"real": unit_range(batch["image"]), "forged": rows[0], "forged too": rows[1]})
+        return ImageGrid({"real": to_unit_range(batch["image"]), "forged": rows[0], "forged too": rows[1]})
 
 
 class Generator(nn.Module):
@@ -127,19 +128,6 @@ class Generator(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """(B, Z) → (B, C, S, S)."""
         return self.decoder(latent).float().sigmoid()
-
-
-class DiscriminatorHead(nn.Module):
-    """All tokens → one logit."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.project = nn.Linear(encoder.num_patches * encoder.dim, 1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, [1 +] N, D) → (B,); a class token is left out."""
-        patches = tokens[:, -(self.project.in_features // tokens.shape[2]) :]
-        return self.project(patches.flatten(1)).squeeze(1)
 
 
 def discriminator_loss(on_real: Tensor, on_forged: Tensor, kind: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pretrain.report.charts import PALETTE, Curve, curve_chart
 from pretrain.report.finetune_results import present, read_results
 from pretrain.report.run_summary import RunSummary, key_numbers, probe_title, read_run, sentence
 from pretrain.tracking.environment import redact
-from pretrain.tracking.pictures import load_text
+from pretrain.tracking.pictures import KINDS
 
 PICTURES = 4  # steps whose pictures are shown: the first, the last, and some between
 
@@ -115,15 +115,10 @@ def pictures(run: RunSummary, run_dir: Path) -> list[dict[str, Any]]:
         path = (run_dir / str(line.get("path", ""))).resolve()
         if not path.is_relative_to((run_dir / "pictures").resolve()) or not path.is_file():
             continue
-        if path.suffix == ".png":
-            uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-            found.append({"step": line["step"], "image": uri, "excerpts": None})
-        else:
-            try:
-                excerpts = [excerpt.spans for excerpt in load_text(path).excerpts]
-            except (ValueError, KeyError, TypeError):
-                continue
-            found.append({"step": line["step"], "image": None, "excerpts": excerpts})
+        kind = KINDS.get(path.suffix)
+        with suppress(ValueError, KeyError, TypeError):  # damaged: the others are shown
+            if kind is not None:
+                found.append({"step": line["step"], **kind.describe_file(path)})
     return found
 
 

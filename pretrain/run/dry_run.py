@@ -84,7 +84,7 @@ def dry_run(config: Config) -> DryRun:
     engine = start_engine(config)
     try:
         trainer = assemble_trainer(config, objective, sources, engine, total)
-        trainer.hooks = build_hooks(config, objective, sources, engine, tracker=None)
+        trainer.add_hooks(build_hooks(config, objective, sources, engine, tracker=None))
         trainer.run_hooks(initial=True)
         seconds, steps = [], iter(trainer.loader)
         for _ in range(STEPS):

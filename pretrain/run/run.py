@@ -47,6 +47,7 @@ from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import changes_since
 from pretrain.run.folder import RunFolder
+from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
@@ -140,7 +141,7 @@ def train(
                 trainer.tracker.event("loaded", trainer.step, report.values())
             changes = folder.changes | (changes_since(found.path, config) if found.path else {})
             tell_start(trainer, resumed, changes, branched)
-        trainer.hooks = build_hooks(config, objective, sources, engine, trainer.tracker)
+        trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker))
         fit(trainer)
         if is_main_process:
             try:
@@ -180,7 +181,7 @@ def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
 def build_hooks(
     config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
 ) -> tuple[Hook, ...]:
-    """Pictures, probes and held-out losses, as often as the configuration asks for them."""
+    """Pictures, probes, held-out losses and hooks of the user's own, as often as the configuration asks for them."""
     hooks = []
     if every := config.tracking.picture_every:
         hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
@@ -189,7 +190,7 @@ def build_hooks(
     if config.data.validation and config.validation.every:
         hook = validation_hook(config, objective, sources, engine, tracker)
         hooks.append(Hook(config.validation.every, hook))
-    return tuple(hooks)
+    return (*hooks, *build_own_hooks(config, objective, engine, tracker))
 
 
 def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.tracking.config import TrackingConfig, WandbConfig
 from pretrain.tracking.environment import describe_environment
 from pretrain.tracking.metrics import MetricsFile, read_metrics, told_from
-from pretrain.tracking.pictures import ImageGrid, Picture, save_picture, text_html
+from pretrain.tracking.pictures import Picture, save_picture
 from pretrain.tracking.progress import ProgressDisplay
 from pretrain.tracking.wandb import WandbLogger
 
@@ -19,13 +19,6 @@ __all__ = ["Tracker", "TrackingConfig", "WandbConfig"]
 
 LEARNED = ("seed", "data", "encoder", "objective", "train", "optimizer", "optimizer_overrides", "schedule")
 """Sections of the configuration that decide what is learned."""
-SPAN_CSS = {
-    "given": "color:#1f2430",
-    "right": "background:#cdeee0;color:#00583f",
-    "wrong": "background:#fbdcc9;color:#8f3400;text-decoration:line-through",
-    "truth": "background:#e4e9f2;color:#3d4d6b",
-    "generated": "background:#d7e8f8;color:#004a7f",
-}
 
 
 class Tracker:
@@ -91,10 +84,7 @@ class Tracker:
         self.write("picture", step, {"path": path.relative_to(self.run_dir).as_posix()})
         if ("picture", step) in self.told:
             return
-        if isinstance(picture, ImageGrid):
-            self.wandb.image(step, path)
-        else:
-            self.wandb.html(step, text_html(picture, SPAN_CSS.__getitem__))
+        picture.show_on_wandb(self.wandb, step, path)
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Anything else worth a line: `resume`, `end`, …"""

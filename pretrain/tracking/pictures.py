@@ -2,28 +2,79 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from pretrain.tracking.wandb import WandbLogger
+
 CELL = 112  # pixels; smaller images are enlarged by a whole factor to about this
 GAP = 6
 BACKGROUND, INK = (255, 255, 255), (70, 76, 89)
-SPAN_KINDS = ("given", "right", "wrong", "truth", "generated")
+
+
+SPAN_CSS = {
+    "given": "color:#1f2430",
+    "right": "background:#cdeee0;color:#00583f",
+    "wrong": "background:#fbdcc9;color:#8f3400;text-decoration:line-through",
+    "truth": "background:#e4e9f2;color:#3d4d6b",
+    "generated": "background:#d7e8f8;color:#004a7f",
+}
+SPAN_KINDS = tuple(SPAN_CSS)
+
+
+class Picture(ABC):
+    """Something to look at. Each kind knows how it is kept, and what the report and W&B show of it."""
+
+    suffix: ClassVar[str]
+    """Of its files; two kinds have not the same."""
+
+    @abstractmethod
+    def encode(self) -> bytes:
+        """The content of its file."""
+
+    @abstractmethod
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
+        """Hand it over, as the file `path` or otherwise; returns at once."""
+
+    @staticmethod
+    @abstractmethod
+    def describe_file(path: Path) -> dict[str, Any]:
+        """What `report.html` shows of a file of this kind.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
 
 
 @dataclass(frozen=True)
-class ImageGrid:
+class ImageGrid(Picture):
     """Rows of images: title → (B, C, H, W), floats in [0, 1]."""
 
+    suffix = ".png"
     rows: dict[str, Tensor]
+
+    def encode(self) -> bytes:
+        return png(self)
+
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
+        wandb.image(step, path)
+
+    @staticmethod
+    def describe_file(path: Path) -> dict[str, Any]:
+        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        return {"image": uri, "excerpts": None}
 
 
 @dataclass(frozen=True)
@@ -34,23 +85,34 @@ class TextExcerpt:
 
 
 @dataclass(frozen=True)
-class TextExcerpts:
+class TextExcerpts(Picture):
     """Several texts with their parts marked."""
 
+    suffix = ".json"
     excerpts: list[TextExcerpt]
 
+    def encode(self) -> bytes:
+        return to_json(self)
 
-Picture = ImageGrid | TextExcerpts
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
+        wandb.html(step, text_html(self, SPAN_CSS.__getitem__))
+
+    @staticmethod
+    def describe_file(path: Path) -> dict[str, Any]:
+        return {"image": None, "excerpts": [excerpt.spans for excerpt in load_text(path).excerpts]}
+
+
+KINDS: dict[str, type[Picture]] = {kind.suffix: kind for kind in (ImageGrid, TextExcerpts)}
+"""By the suffix of their files."""
 
 
 def save_picture(picture: Picture, run_dir: Path, step: int) -> Path:
     """Write `pictures/step_00000500.png` (images) or `.json` (text), whole or not at all."""
     folder = run_dir / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    suffix, data = ("png", png(picture)) if isinstance(picture, ImageGrid) else ("json", to_json(picture))
-    path = folder / f"step_{step:08d}.{suffix}"
+    path = folder / f"step_{step:08d}{picture.suffix}"
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
+    partial.write_bytes(picture.encode())
     return partial.replace(path)
 
 

@@ -74,3 +74,7 @@ def test_parameters_that_come_and_go_are_a_setting_of_ddp_and_the_error_names_it
     assert found["Sometimes"]["error"] is None
     if "Unsaid" in found:
         assert "set ddp.find_unused_parameters=true" in found["Unsaid"]["error"]
+
+
+def test_pictures_and_probes_compute_in_the_precision_of_training_where_weights_are_narrow():
+    run("tests.distributed.narrow_pictures", [], 1)

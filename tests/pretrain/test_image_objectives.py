@@ -134,7 +134,7 @@ def test_r1_is_the_squared_gradient_of_a_linear_discriminator():
     """D(x) = w·x has the gradient w everywhere; on images scaled to [−1, 1] that is w / 2 of the [0, 1] scale."""
     objective, _, batch = build("gan_digits", objective={"r1_gamma": 3.0, "r1_every": 4})
     weight = torch.randn(1, 1, 28, 28, dtype=torch.float32)
-    objective.judge = lambda image: (image * weight).sum((1, 2, 3))
+    objective.score_realness = lambda image: (image * weight).sum((1, 2, 3))
     r1 = next(phase for phase in objective.phases() if phase.name == "r1")
     assert r1.every == 4 and r1.fp32
     expected = 32 * 3.0 / 2 * 4 * (weight / 2).pow(2).sum().item()

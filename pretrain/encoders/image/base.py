@@ -63,6 +63,10 @@ class ImageEncoder(Encoder):
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         return (x - self.image_mean) / self.image_std
 
+    def raw_features(self, batch: dict[str, Any]) -> Tensor:
+        """All pixels."""
+        return self.pixels(batch["image"]).flatten(1)
+
     def draw(self, rows: dict[str, Tensor]) -> ImageGrid:
         """By title, images (B, C, H, W) in [0, 1]."""
         return ImageGrid(rows)

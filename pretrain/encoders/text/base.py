@@ -154,6 +154,12 @@ class TextEncoder(Encoder):
                 "positions; shorten the rows or raise its maximum"
             )
 
+    def raw_features(self, batch: dict[str, Any]) -> Tensor:
+        """How often each token of the vocabulary stands in it."""
+        tokens, valid = batch["tokens"].long(), batch["document_ids"] > 0  # (B, L)
+        counts = torch.zeros(len(tokens), self.vocab_size, device=tokens.device)
+        return counts.scatter_add_(1, tokens, valid.float())
+
     def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """(B, L, D) → (B, D), padding left out."""
         valid = batch["document_ids"] > 0  # (B, L)
