@@ -63,7 +63,7 @@ def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = No
     recipe, *own = CASES[case]
     config, _ = load_config(recipe, [*COMMON, *own, *overrides])
     sources = open_sources(config.data)
-    objective = build_objective(config, first_of(sources))
+    objective = build_objective(config, first_of(sources), deferred=config.engine == "fsdp")
     engine = start_engine(config)
     kept = None if checkpoints is None else Checkpoints(checkpoints, engine, config.checkpoint)
     return assemble_trainer(config, objective, sources, engine, STEPS, Recorder(), kept)
