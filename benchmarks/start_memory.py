@@ -5,7 +5,7 @@
     python -m benchmarks.start_memory OUT --compare
 
 Settings are those of the recipe `clm_sotu`. Memory is the growth of the process's resident set (Linux) from before the
-model is built until the engine has prepared it; the control builds the model whole and hashes the pieces that ranks have.
+model is built until the engine has prepared it; the control builds the model whole and hashes the ranks' pieces.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -102,8 +103,9 @@ class Recording:
         for storage in wanted - todo.keys():
             finish(storage, zeros(self.sizes[storage]))  # nothing gives it a value
         memory: dict[int, torch.UntypedStorage] = {}
+        draws = any(self.operations[i].is_random for i in needed)
         for turn, operation in enumerate(self.operations):
-            if turn not in needed and operation.is_random:
+            if turn not in needed and draws and operation.is_random:
                 self.execute(operation, {})
             # What can follow at once does, before its turn: so tensors are finished early.
             ready = [turn] if turn in needed else []
@@ -150,8 +152,7 @@ class Recording:
 
         def real(view: View) -> Tensor:
             if view.storage not in memory:
-                new = torch.UntypedStorage if view.storage in operation.overwritten else zeros
-                memory[view.storage] = new(self.sizes[view.storage])
+                memory[view.storage] = zeros(self.sizes[view.storage])
             return view.on(memory[view.storage])
 
         args, kwargs = tree_map_only(View, real, (operation.args, operation.kwargs))
@@ -313,7 +314,8 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def zeros(nbytes: int) -> torch.UntypedStorage:
-    return torch.zeros(nbytes, dtype=torch.uint8).untyped_storage()
+    """Memory of zeros that the system has back as soon as nobody uses it; malloc keeps up to 64 MB for itself."""
+    return torch.frombuffer(mmap(-1, max(nbytes, 1)), dtype=torch.uint8).untyped_storage()
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

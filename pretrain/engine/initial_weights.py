@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.engine.deferred import NotDeferrableError, Recorder, Recording, View
-from pretrain.engine.shards import copy_shard
+from pretrain.engine.shards import copy_shard, local
 from pretrain.objectives.base import Objective
 
 log = logging.getLogger(__name__)
@@ -27,18 +28,41 @@ class InitialWeights:
     recording: Recording
     places: Mapping[int, list[tuple[str, str, View]]]
     """By storage, the (role, parameter or buffer, view) that show it."""
+    restored: bool = False
+    """A checkpoint will be loaded, so that only what it does not hold is drawn; the rest is NaN until then."""
 
     def fill(self, objective: Objective) -> None:
         """Draw them all and keep this rank's shards, for which there is memory now. Needs no other rank."""
         give_memory(objective.encoder, torch.device("cpu"))  # one that is no role
         tensors = {role: named_tensors(module) for role, module in modules_of(objective).items()}
+        wanted = self.not_restored(objective)
 
         def finish(storage: int, memory: torch.UntypedStorage) -> None:
             for role, name, view in self.places[storage]:
                 copy_shard(tensors[role][name], view.on(memory))
 
+        for storage in self.places.keys() - wanted:
+            for role, name, _ in self.places[storage]:
+                local([tensors[role][name].detach()])[0].fill_(math.nan)
         torch.manual_seed(self.seed)
-        self.recording.play(set(self.places), finish)
+        self.recording.play(wanted, finish)
+
+    def not_restored(self, objective: Objective) -> set[int]:
+        """The storages that no checkpoint will fill."""
+        if not self.restored:
+            return set(self.places)
+        saved = {(role, name) for role, module in objective.roles.items() for name in module.state_dict()}
+        return {
+            storage
+            for storage, places in self.places.items()
+            if not all((role, name) in saved for role, name, _ in places)
+        }
+
+
+def expect_checkpoint(objective: Objective) -> None:
+    """Let the engine draw no weights that are loaded from a checkpoint right after."""
+    if objective.initial_weights is not None:
+        objective.initial_weights = replace(objective.initial_weights, restored=True)
 
 
 def build_whole(build: Build, seed: int) -> Objective:
@@ -84,12 +108,22 @@ def find_places(objective: Objective, recorder: Recorder) -> dict[int, list[tupl
     return places
 
 
+@torch.no_grad()
 def give_memory(module: nn.Module, device: torch.device) -> None:
     """Give those parameters and buffers memory on the device that have none; of sharded ones, for this rank's shards.
 
-    Sharded modules must be reached through the root of their optimizer, which holds what lies between them.
+    Not with `to_empty`, which makes two parameters of one that two modules share.
     """
-    module._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    made: dict[Tensor, Tensor] = {}
+    for inner in module.modules():
+        for tensors in (inner._parameters, inner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    if tensor not in made:
+                        made[tensor] = torch.empty_like(tensor, device=device)
+                        if isinstance(tensor, nn.Parameter):
+                            made[tensor] = nn.Parameter(made[tensor], requires_grad=tensor.requires_grad)
+                    tensors[name] = made[tensor]  # type: ignore[assignment]
 
 
 def modules_of(objective: Objective) -> dict[str, nn.Module]:

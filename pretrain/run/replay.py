@@ -24,6 +24,7 @@ from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
+from pretrain.engine.initial_weights import expect_checkpoint
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
@@ -54,6 +55,8 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources), shards_weights(config))
     is_new = not any(step_of(path) < step for path in complete(run / "checkpoints"))
+    if not is_new:
+        expect_checkpoint(objective)
     engine = start_engine(config)
     try:
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)

@@ -31,7 +31,7 @@ from pretrain.data import (
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
-from pretrain.engine.initial_weights import build_deferred, build_whole
+from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
 from pretrain.evaluation.probes import OnlineProbe
 from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import StopRequest
@@ -124,6 +124,8 @@ def train(
         is_new = found.path is None and not found.broken
         if is_new:
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
+        else:
+            expect_checkpoint(objective)
         flops = flops_per_sample(config, objective, sources) if is_main_process else None
         identity = identity_of(run_id, config)
         checkpoints = Checkpoints(

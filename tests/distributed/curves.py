@@ -31,6 +31,8 @@ CASES: dict[str, list[str]] = {
             "objective.decoder_num_attention_heads=2"],
     "mlm": ["mlm_sotu", *SMALL, "encoder.max_length=64"],
     "clm": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"],
+    "own_head": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64",
+                 "objective.tie_embeddings=false"],
     "gan": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]",
             "objective.generator_width=8", "objective.r1_every=4"],
     "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
