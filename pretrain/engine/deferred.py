@@ -72,8 +72,8 @@ class Operation:
     function: Any
     args: Any
     kwargs: Any
-    results: tuple[View, ...]
-    """Its new tensors."""
+    results: tuple[View | None, ...]
+    """Its new tensors, with None for each that shows an older one."""
     touched: frozenset[int]
     """Storages that it reads or writes."""
     written: frozenset[int]
@@ -157,10 +157,9 @@ class Recording:
 
         args, kwargs = tree_map_only(View, real, (operation.args, operation.kwargs))
         results = tensors_in(operation.function(*args, **kwargs))
-        own = {storage.data_ptr() for storage in memory.values()}
-        new = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in own]
-        for view, tensor in zip(operation.results, new, strict=bool(operation.results)):
-            memory[view.storage] = tensor.untyped_storage()
+        for view, tensor in zip(operation.results, results, strict=True):
+            if view is not None:
+                memory[view.storage] = tensor.untyped_storage()
 
 
 class Recorder(TorchDispatchMode):
@@ -203,7 +202,7 @@ class Recorder(TorchDispatchMode):
                 kwargs = {**kwargs, "device": torch.device("meta")}
             shapes = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
             out = func(*shapes[0], **shapes[1])
-            self.record(func, args, kwargs, self.note_new(tensors_in(out)))
+            self.record(func, args, kwargs, self.note(tensors_in(out)))
             return out
 
     def check_draw(self, func: Any, known: bool) -> None:
@@ -213,19 +212,20 @@ class Recorder(TorchDispatchMode):
         if not torch.equal(torch.get_rng_state(), self.generator_state):
             raise NotDeferrableError("it seeds torch's generator")
 
-    def note_new(self, results: list[Tensor]) -> list[View]:
-        """Those of an operation's results that no earlier tensor shares its storage with."""
-        new = []
+    def note(self, results: list[Tensor]) -> tuple[View | None, ...]:
+        """An operation's results, those that no earlier tensor shares its storage with, as views."""
+        views: list[View | None] = []
         for tensor in results:
-            if (storage := storage_of(tensor)) not in self.known:
-                self.known[storage] = StorageWeakRef(tensor.untyped_storage())
-                self.recording.sizes[storage] = tensor.untyped_storage().nbytes()
-                new.append(View.of(tensor))
-        return new
+            is_new = storage_of(tensor) not in self.known
+            views.append(View.of(tensor) if is_new else None)
+            if is_new:
+                self.known[storage_of(tensor)] = StorageWeakRef(tensor.untyped_storage())
+                self.recording.sizes[storage_of(tensor)] = tensor.untyped_storage().nbytes()
+        return tuple(views)
 
-    def record(self, func: Any, args: Any, kwargs: Any, new: list[View]) -> None:
+    def record(self, func: Any, args: Any, kwargs: Any, results: tuple[View | None, ...]) -> None:
         packet = func.overloadpacket
-        if packet in UNSET or not (new or func._schema.is_mutable):  # gives no value, or a view
+        if packet in UNSET or not (any(results) or func._schema.is_mutable):  # gives no value, or a view
             return
         changed = changed_by(func, args, kwargs)
         if not all(tensor.is_meta for tensor in changed):
@@ -233,14 +233,14 @@ class Recorder(TorchDispatchMode):
         args, kwargs = tree_map_only(Tensor, self.freeze, (args, kwargs))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
-        self.write_down(func, args, kwargs, new, changed, packet in OVERWRITING, packet in RANDOM)
+        self.write_down(func, args, kwargs, results, changed, packet in OVERWRITING, packet in RANDOM)
 
     def record_truncated_normal(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch._C.DisableTorchFunction():
             generator = kwargs.pop("generator", None)
             self.check_draw(init.trunc_normal_, tensor.is_meta and generator is None)
             self.write_down(
-                self.truncated_normal, (self.freeze(tensor), *args), kwargs, [], [tensor], True, True
+                self.truncated_normal, (self.freeze(tensor), *args), kwargs, (None,), [tensor], True, True
             )
         return tensor
 
@@ -249,23 +249,23 @@ class Recorder(TorchDispatchMode):
         func: Any,
         args: Any,
         kwargs: Any,
-        new: list[View],
+        results: tuple[View | None, ...],
         changed: list[Tensor],
         overwrites: bool,
         is_random: bool,
     ) -> None:
         """Add an operation to the recording; one that `overwrites` does so to its first argument."""
         given = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, View)]
-        replaced = {view.storage for view in new}
+        created = frozenset(view.storage for view in results if view is not None)
+        replaced = set(created)
         if overwrites and given[0].covers(self.recording.sizes[given[0].storage]):
             replaced |= {given[0].storage} - {view.storage for view in given[1:]}
-        created = frozenset(view.storage for view in new)
         self.recording.operations.append(
             Operation(
                 func,
                 args,
                 kwargs,
-                results=tuple(new),
+                results=results,
                 touched=created | {view.storage for view in given},
                 written=created | {storage_of(tensor) for tensor in changed},
                 overwritten=frozenset(replaced),
