@@ -14,8 +14,7 @@ import torch
 from benchmarks.start_memory import compare, fingerprint_whole
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.load import load_config
-from tests.distributed.curves import STEPS
-from tests.distributed.test_engines import TOLERANCE, curves
+from tests.distributed.test_engines import assert_same, curves
 from tests.processes import run
 from tests.tiny_run import SMALL, make_run
 
@@ -73,22 +72,20 @@ def test_weights_of_another_run_go_into_shards_and_into_their_average(tmp_path):
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=1e-7, msg=name)
 
 
-WHOLE_GRADIENTS = ["fsdp.accumulate_unsharded=true"]
-APART = ["fsdp.shard_apart_from=0"]
+CASES = tuple(f"{case}/2" for case in ("mlm", "own_head", "hard"))
+APART = "fsdp.shard_apart_from=0"
 """Every embedding and head by itself, however small."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
+    return curves(tmp_path_factory.mktemp("alone"), 1, CASES, [])
 
 
 @pytest.mark.parametrize(
     ("ranks", "settings"),
-    [(2, WHOLE_GRADIENTS), (2, APART), (4, ["fsdp.hsdp=2", *APART, *WHOLE_GRADIENTS])],
-    ids=["whole gradients", "apart", "replicas of both"],
+    [(2, [APART]), (4, ["fsdp.hsdp=2", APART, "fsdp.accumulate_unsharded=true"])],
+    ids=["apart", "apart, replicated, whole gradients"],
 )
-def test_what_is_reduced_when_and_with_what_changes_no_curve(ranks, settings, tmp_path):
-    cases = [f"{case}/2" for case in ("mlm", "own_head", "hard")]
-    alone = curves(tmp_path, 1, tuple(cases), [])
-    found = curves(tmp_path, ranks, tuple(cases), ["engine=fsdp", *settings])
-    assert set(found) == set(cases)
-    for case in cases:
-        assert len(found[case]) == STEPS
-        for step, (row, other) in enumerate(zip(alone[case], found[case], strict=True), 1):
-            assert other == pytest.approx(row, rel=TOLERANCE, abs=1e-7), (case, step)
+def test_what_is_reduced_when_and_with_what_changes_no_curve(ranks, settings, alone, tmp_path):
+    assert_same(curves(tmp_path, ranks, CASES, ["engine=fsdp", *settings]), alone)
