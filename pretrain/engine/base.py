@@ -94,6 +94,10 @@ def trainees(objective: Objective) -> dict[str, Trainee]:
     return {optimizer: Trainee(objective, roles) for optimizer, roles in names.items()}
 
 
+def do_nothing() -> None:
+    """The weights are those that the seed gives."""
+
+
 class Engine(ABC):
     """Wraps roles, runs them backward, steps their optimizers, and hands out their state."""
 
@@ -147,8 +151,15 @@ class Engine(ABC):
                     parameter.requires_grad_(name in phase.trains)
 
     @abstractmethod
-    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
-        """Move the roles to the device, wrap them and build an optimizer for each trainee."""
+    def prepare(
+        self, objective: Objective, build_optimizer: BuildOptimizer, load: Callable[[], object] = do_nothing
+    ) -> None:
+        """Move the roles to the device, wrap them and build an optimizer for each trainee.
+
+        Args:
+            load: gives the roles weights from files. Called once, on all ranks, when the roles have their initial
+                weights, and before anything is made from them: whole, or where those are deferred, in shards.
+        """
 
     @abstractmethod
     def backward(self, phase: Phase, batch: Batch, scale: Scale, last: bool) -> Loss:

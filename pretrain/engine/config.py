@@ -28,6 +28,11 @@ class FSDPConfig:
     """Free a block's whole parameters between its forward and its backward pass: less memory, more traffic."""
     cpu_offload: bool = False
     """Keep parameters, gradients and optimizer states in host memory."""
+    accumulate_unsharded: bool = False
+    """Reduce gradients once a step instead of in every micro-batch: less traffic, but each rank keeps whole gradients
+    meanwhile, in fp32."""
+    shard_apart_from: int = 1_000_000
+    """Parameters from which an embedding or a head is gathered and reduced by itself; smaller ones go together."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pretrain.engine.base import (
     Engine,
     Scale,
     detach_loss,
+    do_nothing,
     total_loss,
     trainable_parameters,
     trainees,
@@ -79,8 +80,11 @@ class DeepSpeedEngine(Engine):
         set_matmul_precision(train.precision)
         set_deterministic(train.deterministic)
 
-    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
+    def prepare(
+        self, objective: Objective, build_optimizer: BuildOptimizer, load: Callable[[], object] = do_nothing
+    ) -> None:
         self.take_objective(objective)
+        load()
         self.refuse_fp32_phases()
         attention = choose_attention(self.train, objective)
         for role in objective.roles.values():

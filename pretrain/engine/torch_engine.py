@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from pretrain.engine.base import (
     Trainee,
     World,
     detach_loss,
+    do_nothing,
     total_loss,
     trainable_parameters,
     trainees,
@@ -34,6 +36,7 @@ from pretrain.engine.blocks import (
     recompute_activations,
     set_attention,
 )
+from pretrain.engine.initial_weights import InitialWeights
 from pretrain.engine.precision import (
     AUTOCAST,
     Scaler,
@@ -68,11 +71,27 @@ class TorchEngine(Engine):
     def wrap_untrained(self, role: nn.Module) -> None:
         """Spread a role that no optimizer trains (an averaged copy, a frozen teacher), in place."""
 
-    def prepare(self, objective: Objective, build_optimizer: BuildOptimizer) -> None:
+    def place(self, role: nn.Module) -> None:
+        """Bring a role to where it is wrapped."""
+        role.to(self.device)
+
+    def fill_shards(self, initial: InitialWeights) -> None:
+        """Give wrapped roles without memory their initial weights."""
+        raise TypeError(f"{type(self).__name__} needs whole weights to begin with")
+
+    def finish_wrapping(self) -> None:
+        """What an engine has to do once wrapped roles have their weights."""
+
+    def prepare(
+        self, objective: Objective, build_optimizer: BuildOptimizer, load: Callable[[], object] = do_nothing
+    ) -> None:
         self.take_objective(objective)
+        initial = objective.initial_weights
+        if initial is None:
+            load()
         attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
-            role.to(self.device)
+            self.place(role)
             if attention:
                 set_attention(role, attention)
         self.trainees = trainees(objective)
@@ -88,6 +107,10 @@ class TorchEngine(Engine):
         for role in objective.roles.values():
             if role not in trained:
                 self.wrap_untrained(role)
+        if initial is not None:
+            self.fill_shards(initial)
+            load()
+        self.finish_wrapping()
         self.trainable = trainable_parameters(objective.roles)
         self.optimizers = {
             name: build_optimizer(name, dict(t.roles.items())) for name, t in self.trainees.items()

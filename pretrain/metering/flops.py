@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from pretrain.engine.initial_weights import give_memory, modules_of
 from pretrain.objectives.base import Batch, Objective, Phase, by_name
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ def step_flops(objective: Objective, batch: Batch) -> float | None:
     """Model FLOPs of one step over `batch`, a phase that runs on every n-th step counting one n-th.
 
     Args:
-        objective: as built, on the CPU, before an engine prepares it; left as it is, and so is the random state.
+        objective: as built, on the CPU or deferred, before an engine prepares it; left as it is, and so is the random
+            state.
     Returns:
         None, with a warning, where the objective does what tensors without values cannot (reads one in Python).
     """
@@ -37,6 +39,9 @@ def step_flops(objective: Objective, batch: Batch) -> float | None:
         with torch.random.fork_rng(devices=[]):
             with FakeCopyMode(mode):
                 fake = copy.deepcopy(objective, {id(objective.dataset): objective.dataset})
+            with mode:
+                for module in modules_of(fake).values():
+                    give_memory(module, torch.device("cpu"))  # that no tensor here really has
             hidden = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
             trainable = {n: [p for p in r.parameters() if p.requires_grad] for n, r in fake.roles.items()}
             fake.begin_step(0, 1)

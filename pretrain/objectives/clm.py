@@ -46,7 +46,7 @@ class CLM(Objective):
                 f"encoder.name={encoder.config.name!r}: sees what CLM must guess; use encoder.name=gpt2 or llama"
             )
         if not config.tie_embeddings:
-            head = nn.Linear(encoder.dim, encoder.vocab_size, bias=False)
+            head = OutputLayer(encoder.dim, encoder.vocab_size, bias=False)
             nn.init.normal_(head.weight, std=encoder.config.initializer_range)
             self.roles["head"] = head
         self.token_bytes = None if encoder.tokenizer is None else bytes_of_tokens(encoder.tokenizer)
@@ -73,7 +73,11 @@ class CLM(Objective):
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         hidden = self.roles["encoder"](batch).flatten(0, 1)  # (B·L, D)
-        loss, right = linear_cross_entropy(hidden, self.output_weight, None, batch["target"].flatten())
+        target = batch["target"].flatten()
+        if self.config.tie_embeddings:
+            loss, right = linear_cross_entropy(hidden, self.encoder.token_embedding, None, target)
+        else:
+            loss, right = self.roles["head"](hidden, target)
         return Loss(loss, {"accuracy": right})
 
     @property
@@ -127,3 +131,11 @@ class CLM(Objective):
 def until(end: int | None, tokens: list[int]) -> list[int]:
     """The tokens before the first end-of-text token; all of them where there is none."""
     return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+class OutputLayer(nn.Linear):
+    """A matrix of the head's own, whose forward is the loss: the logits need never be there all at once."""
+
+    def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """hidden (N, D), target (N,) → the summed loss, and how many guesses are right."""
+        return linear_cross_entropy(hidden, self.weight, None, target)

@@ -21,7 +21,7 @@ from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import World
 from pretrain.run.assemble import assemble_trainer
-from pretrain.run.run import build_hooks, build_objective
+from pretrain.run.run import build_hooks, build_objective, shards_weights
 from pretrain.weights.start import load_starting_weights
 
 STEPS = 2
@@ -75,15 +75,16 @@ def dry_run(config: Config) -> DryRun:
     check_world_size(config, World.from_environment().size)
     Copies(config.checkpoint)  # refuses targets that nothing can write to
     sources = open_sources(config.data)
-    objective = build_objective(config, first_of(sources))
+    objective = build_objective(config, first_of(sources), shards_weights(config))
     if is_remote(config.init_from or ""):  # nothing is downloaded either
         config = replace(config, init_from=None)
-    load_starting_weights(config, objective)
     parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())
     total = count_steps(config, sources)
     engine = start_engine(config)
     try:
-        trainer = assemble_trainer(config, objective, sources, engine, total)
+        trainer = assemble_trainer(
+            config, objective, sources, engine, total, load=lambda: load_starting_weights(config, objective)
+        )
         trainer.add_hooks(build_hooks(config, objective, sources, engine, tracker=None))
         trainer.run_hooks(initial=True)
         seconds, steps = [], iter(trainer.loader)

@@ -24,13 +24,14 @@ from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
+from pretrain.engine.initial_weights import expect_checkpoint
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import settings_at, total_steps_at
 from pretrain.run.folder import is_free, load_run_config, write_text
-from pretrain.run.run import build_objective
+from pretrain.run.run import build_objective, shards_weights
 from pretrain.tracking.metrics import read_metrics, to_json
 from pretrain.trainer import Trainer
 from pretrain.weights.start import load_starting_weights
@@ -54,13 +55,22 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     total = total_steps_at(run, step) or count_steps(config, sources)
     if not 1 <= step <= total:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
-    objective = build_objective(config, first_of(sources))
-    if not any(step_of(path) < step for path in complete(run / "checkpoints")):
-        load_starting_weights(config, objective)
+    objective = build_objective(config, first_of(sources), shards_weights(config))
+    is_new = not any(step_of(path) < step for path in complete(run / "checkpoints"))
+    if not is_new:
+        expect_checkpoint(objective)
     engine = start_engine(config)
     try:
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)
-        trainer = assemble_trainer(config, objective, sources, engine, total, checkpoints=checkpoints)
+        trainer = assemble_trainer(
+            config,
+            objective,
+            sources,
+            engine,
+            total,
+            checkpoints=checkpoints,
+            load=lambda: is_new and load_starting_weights(config, objective),
+        )
         if trainer.resume(at_most=step - 1) is None:
             take_over_state(trainer)
         if engine.world.rank == 0:

@@ -30,6 +30,7 @@ from pretrain.data import (
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
+from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
 from pretrain.evaluation.probes import OnlineProbe
 from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import StopRequest
@@ -51,6 +52,7 @@ from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
+from pretrain.weights.fit import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     """
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
-    objective = build_objective(config, first_of(sources))
+    objective = build_objective(config, first_of(sources), shards_weights(config))
     copies = Copies(config.checkpoint)
     check_profiling(config.tracking)
     total_steps = count_steps(config, sources)
@@ -89,13 +91,26 @@ def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     return Result(config.folder, steps, finished)
 
 
-def build_objective(config: Config, dataset: Dataset) -> Objective:
-    """Encoder and objective with the weights that the seed gives, the same on every rank."""
-    torch.manual_seed(seed_of(config.seed, "weights"))
-    encoder = encoder_class(config.encoder.name)(config.encoder, dataset)
-    objective: Objective = objective_class(config.objective.name)(config.objective, encoder, dataset)
+def build_objective(config: Config, dataset: Dataset, deferred: bool = False) -> Objective:
+    """Encoder and objective with the weights that the seed gives, the same on every rank.
+
+    Args:
+        deferred: leave the weights without memory until an engine that shards them fills its shards.
+    """
+
+    def build() -> Objective:
+        encoder = encoder_class(config.encoder.name)(config.encoder, dataset)
+        return objective_class(config.objective.name)(config.objective, encoder, dataset)
+
+    seed = seed_of(config.seed, "weights")
+    objective = build_deferred(build, seed) if deferred else build_whole(build, seed)
     check_rules(config, objective)
     return objective
+
+
+def shards_weights(config: Config) -> bool:
+    """Whether no rank needs to hold the whole model when it starts."""
+    return config.engine == "fsdp" and not getattr(config.encoder, "from_pretrained", None)
 
 
 def train(
@@ -116,18 +131,27 @@ def train(
     is_main_process = engine.world.rank == 0
     try:
         run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies, allowed))
-        loaded = []
-        if found.path is None and not found.broken:
+        is_new = found.path is None and not found.broken
+        if is_new:
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
-            loaded = load_starting_weights(config, objective)
+        else:
+            expect_checkpoint(objective)
         flops = flops_per_sample(config, objective, sources) if is_main_process else None
         identity = identity_of(run_id, config)
         checkpoints = Checkpoints(
             folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
         )
         meter = build_meter(config, engine, flops)
+        loaded: list[LoadingReport] = []
         trainer = assemble_trainer(
-            config, objective, sources, engine, total_steps, checkpoints=checkpoints, meter=meter
+            config,
+            objective,
+            sources,
+            engine,
+            total_steps,
+            checkpoints=checkpoints,
+            meter=meter,
+            load=lambda: loaded.extend(load_starting_weights(config, objective) if is_new else ()),
         )
         resumed = trainer.resume()
         branched = take_over_state(trainer) if resumed is None else None

@@ -31,6 +31,8 @@ CASES: dict[str, list[str]] = {
             "objective.decoder_num_attention_heads=2"],
     "mlm": ["mlm_sotu", *SMALL, "encoder.max_length=64"],
     "clm": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"],
+    "own_head": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64",
+                 "objective.tie_embeddings=false"],
     "gan": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]",
             "objective.generator_width=8", "objective.r1_every=4"],
     "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
@@ -63,7 +65,7 @@ def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = No
     recipe, *own = CASES[case]
     config, _ = load_config(recipe, [*COMMON, *own, *overrides])
     sources = open_sources(config.data)
-    objective = build_objective(config, first_of(sources))
+    objective = build_objective(config, first_of(sources), deferred=config.engine == "fsdp")
     engine = start_engine(config)
     kept = None if checkpoints is None else Checkpoints(checkpoints, engine, config.checkpoint)
     return assemble_trainer(config, objective, sources, engine, STEPS, Recorder(), kept)

@@ -105,6 +105,8 @@ def test_every_recipe_is_counted_and_left_as_it_was(recipe, caplog):
         torch.testing.assert_close(role.state_dict(), before[name], rtol=0, atol=0)
         assert all(p.grad is None for p in role.parameters())
     assert frozen == [p.requires_grad for r in objective.roles.values() for p in r.parameters()]
+    without_memory = build_objective(config, first_of(sources), deferred=True)
+    assert step_flops(without_memory, batch) == flops
 
 
 def test_a_phase_that_runs_seldom_counts_seldom():
