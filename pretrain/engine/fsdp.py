@@ -27,7 +27,7 @@ from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import Trainee, World
 from pretrain.engine.blocks import find_blocks
-from pretrain.engine.config import FSDPConfig
+from pretrain.engine.config import DistributedConfig, FSDPConfig
 from pretrain.engine.torch_engine import TorchEngine
 from pretrain.objectives.base import Phase
 
@@ -37,10 +37,15 @@ class FSDPEngine(TorchEngine):
 
     needs_group = True
 
-    def __init__(self, train: TrainConfig, fsdp: FSDPConfig | None = None) -> None:
+    def __init__(
+        self,
+        train: TrainConfig,
+        fsdp: FSDPConfig | None = None,
+        distributed: DistributedConfig | None = None,
+    ) -> None:
         self.fsdp = fsdp or FSDPConfig()
         self.refuse_uneven_replicas(World.from_environment())
-        super().__init__(train)
+        super().__init__(train, distributed=distributed)
         self.mesh = self.make_mesh()
 
     def refuse_uneven_replicas(self, world: World) -> None:

@@ -32,8 +32,8 @@ def assemble_trainer(
     Args:
         objective: as built, with the weights that it is to start from; the engine spreads its roles.
     """
-    prepare_engine(config, objective, engine)
     loader = build_loader(config, objective, sources, engine.world)
+    prepare_engine(config, objective, engine)
     return Trainer(
         config, objective, loader, engine, total_steps, tracker=tracker, checkpoints=checkpoints, meter=meter
     )

@@ -23,7 +23,7 @@ from pretrain.config.load import build_config, override, parse_override
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World
+from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
@@ -56,7 +56,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     if not any(step_of(path) < step for path in complete(run / "checkpoints")):
         load_starting_weights(config, objective)
     engine = start_engine(config)
-    try:
+    with closing_engine(engine):
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)
         trainer = assemble_trainer(config, objective, sources, engine, total, checkpoints=checkpoints)
         trainer.resume(at_most=step - 1)
@@ -71,8 +71,6 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
             )
         )
         return found
-    finally:
-        engine.close()
 
 
 def replay_config(run: Path, overrides: list[str]) -> Config:
