@@ -143,11 +143,13 @@ class Engine(ABC):
         self.started_group = True
 
     def end_start(self) -> None:
-        """The first step has ended: from now on ranks wait for each other as long as training allows. On all ranks."""
-        if dist.is_initialized():
-            limit = timedelta(seconds=self.distributed.timeout)
-            for group in list(dist.distributed_c10d._world.pg_map):
-                dist.distributed_c10d._set_pg_timeout(limit, group)
+        """Wait until the first step has ended on all ranks; from now on they wait as long as training allows."""
+        if not dist.is_initialized():
+            return
+        self.barrier()
+        limit = timedelta(seconds=self.distributed.timeout)
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(limit, group)
 
     def take_objective(self, objective: Objective) -> None:
         """The objective that is trained from here on; it learns which ranks there are."""
