@@ -1,4 +1,4 @@
-"""What a loader's worker processes are given of an objective: its `example`, and no network."""
+"""What a loader's worker processes are given of an objective: all that makes batches, and no network."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ def tokens(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", sorted(SMALLER))
-def test_a_transform_is_small_has_no_network_and_makes_the_same_example(recipe, tokens):
+def test_a_copy_without_networks_is_small_and_makes_the_same_example(recipe, tokens):
     smaller = [setting.replace("{tokens}", str(tokens)) for setting in SMALLER[recipe]]
     config, _ = load_config(recipe, [*COMMON, *smaller])
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources))
     stream = build_stream(config, sources)
 
-    packed = pickle.dumps((stream, objective.transform()))
+    packed = pickle.dumps((stream, objective.without_networks()))
     assert len(packed) - len(pickle.dumps(stream)) < 1 << 20
-    _, transform = pickle.loads(packed)
-    copy = transform.__self__
+    _, copy = pickle.loads(packed)
     modules = [
         value for value in [*vars(copy).values(), *copy.roles.values()] if isinstance(value, nn.Module)
     ]
@@ -47,7 +46,7 @@ def test_a_transform_is_small_has_no_network_and_makes_the_same_example(recipe, 
 
     for sample in islice(stream.samples(np.arange(2)), 2):
         expected = objective.example(sample, np.random.default_rng(1))
-        found = transform(sample, np.random.default_rng(1))
+        found = copy.example(sample, np.random.default_rng(1))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
