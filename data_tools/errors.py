@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -22,44 +23,60 @@ PLACES = (
     errno.ENOSPC, errno.EDQUOT,
 )  # fmt: skip
 """What is wrong with a place that a user chose, or with its disk, and never with the program."""
+TOLD = "has_been_told"
+"""The attribute of an error that has been printed."""
 LOST_PEER = ("connection reset by peer", "connection closed by peer", "timed out waiting", "broken pipe")
 
 
 def run_cli(main: Callable[[], int]) -> int:
-    """Run a command and return its exit status: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C.
+    """Run a command and return its exit status: its own, or that of an error, which is told; see `tell_error`.
 
-    A place that cannot be read or written, and a full disk, are the user's to mend too.
-
-    Under `torchrun` every rank meets the same mistake, and only rank 0 tells it, unless it is one rank's own. A rank
-    that merely lost another says so in one line (exit status 1): the other one's error is what counts.
+    An error that is the program's own, and has not been told before, is raised.
     """
-    rank = os.environ.get("RANK", "0")
     try:
         return main()
-    except UserError as error:
-        own = isinstance(error, OneRankError) and "RANK" in os.environ
-        if rank == "0" or own:
-            print(f"error{f' (rank {rank})' if own else ''}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in PLACES:
+    except (Exception, KeyboardInterrupt) as error:
+        if describe_error(error) is None and not getattr(error, TOLD, False):
             raise
-        place = f" (rank {rank})" if "RANK" in os.environ else ""
-        print(f"error{place}: {describe_place(error)}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "RANK" not in os.environ or not any(sign in str(error).lower() for sign in LOST_PEER):
-            raise
+        return tell_error(error)
+
+
+def tell_error(error: BaseException) -> int:
+    """Print an error to stderr, once however often it is called, and return the exit status that it stands for.
+
+    2 with one line for a user's mistake, to which belong a place that cannot be read or written and a full disk; 130
+    for Ctrl-C; else 1, with the traceback.
+
+    Under `torchrun` every rank meets the same mistake, and only rank 0 tells it, unless it is one rank's own. A rank
+    that merely lost another says so in one line: the other one's error is what counts.
+    """
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    status, text = describe_error(error) or (1, trace)
+    if text and not getattr(error, TOLD, False):
+        print(text, file=sys.stderr, flush=True)
+    setattr(error, TOLD, True)
+    return status
+
+
+def describe_error(error: BaseException) -> tuple[int, str] | None:
+    """The exit status and this rank's line, empty where it is another's to tell; None for what was not foreseen."""
+    rank = os.environ.get("RANK")
+    place = "" if rank is None else f" (rank {rank})"
+    if isinstance(error, OneRankError):
+        return 2, f"error{place}: {error}"
+    if isinstance(error, UserError):
+        return 2, f"error: {error}" if rank in (None, "0") else ""
+    if isinstance(error, OSError) and error.errno in PLACES:
+        return 2, f"error{place}: {describe_place(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted" if rank in (None, "0") else ""
+    if isinstance(error, RuntimeError) and rank and any(sign in str(error).lower() for sign in LOST_PEER):
         why = str(error).splitlines()[0]
-        print(
+        return 1, (
             f"rank {rank}: lost another rank, whose error is above or on another machine; started again, the run "
-            f"goes on from its newest checkpoint ({why})",
-            file=sys.stderr,
+            f"goes on from its newest checkpoint ({why})"
         )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return None
 
 
 def describe_place(error: OSError) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +24,7 @@ from data_tools.decode import Sample
 from data_tools.errors import UserError
 from data_tools.fetch import ReadAhead
 from data_tools.mixture import Mixture
+from data_tools.process_workers import ProcessPool
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -108,7 +107,7 @@ def _stack(first: Any, values: list[Any]) -> Tensor:
 
 
 _MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
-Pool = TypeVar("Pool", ThreadPoolExecutor, ProcessPoolExecutor)
+Pool = TypeVar("Pool", ThreadPoolExecutor, ProcessPool)
 
 
 def pin(made: _MicroBatch) -> _MicroBatch:
@@ -128,28 +127,6 @@ def make_micro_batch(
         damages += sample.get("__damage__", ())
         examples.append(transform(sample, sample_rng(seed, sample["__epoch__"], key)))
     return collate(examples), keys, damages
-
-
-_worker: Callable[[Int64Array], _MicroBatch]  # what a worker process does; set once when it starts
-
-
-def _start_worker(stream: SampleStream, transform: Transform, seed: int, collate: Collate) -> None:
-    global _worker  # noqa: PLW0603 - a process of a pool has no other place for what it was started with
-    torch.set_num_threads(1)
-    _worker = partial(make_micro_batch, stream, transform, seed, collate=collate)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A parent killed with SIGKILL cannot say goodbye: without this its workers would wait forever."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(positions: Int64Array) -> _MicroBatch:
-    return _worker(positions)
 
 
 class Loader:
@@ -242,15 +219,14 @@ class Loader:
         if self.worker_kind == "thread":
             threads = self._open(ThreadPoolExecutor(self.workers, thread_name_prefix="data"))
             return lambda positions: threads.submit(self._make, positions)
-        # spawn: a fork would copy locks that the parent's threads (torch, CUDA) hold
-        work = (self.stream, self.transform, self.seed, self.collate)
-        processes = self._open(ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, work))
+        work = partial(make_micro_batch, self.stream, self.transform, self.seed, collate=self.collate)
+        processes = self._open(ProcessPool(self.workers, work))
         if not self.pin_memory:
-            return lambda positions: processes.submit(_work, positions)
+            return processes.do
         pinner = self._open(ThreadPoolExecutor(1, thread_name_prefix="pin"))
 
         def submit(positions: Int64Array) -> Future[_MicroBatch]:
-            made = processes.submit(_work, positions)
+            made: Future[_MicroBatch] = processes.do(positions)
             return pinner.submit(lambda: pin(made.result()))
 
         return submit

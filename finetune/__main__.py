@@ -19,7 +19,12 @@ EPILOG = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m finetune` and of `masquerade finetune`."""
-    return run_cli(lambda: finetune(sys.argv[1:] if argv is None else argv))
+    status = run_cli(lambda: finetune(sys.argv[1:] if argv is None else argv))
+    if status:
+        from pretrain.engine.base import leave_job
+
+        leave_job(status)
+    return status
 
 
 def finetune(argv: list[str]) -> int:

@@ -31,7 +31,7 @@ from finetune.training import (
     pooled_features,
     train,
 )
-from pretrain.engine.base import Engine, World
+from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.ddp import DDPEngine
 from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
 from pretrain.trainer import Tracks, seed_of
@@ -94,7 +94,7 @@ def run_protocol(config: Config, report: Report) -> tuple[dict[str, Any], Classi
     """
     started = time.perf_counter()
     everyone = DDPEngine(config.train)
-    try:
+    with closing_engine(everyone):
         bench = open_bench(config)
         if config.protocol.labels_per_class is None:
             rows, task = all_labels(bench, everyone, report)
@@ -102,8 +102,6 @@ def run_protocol(config: Config, report: Report) -> tuple[dict[str, Any], Classi
         else:
             rows, notes = low_labels(bench, everyone, report)
             task = None
-    finally:
-        everyone.close()
     return {
         "task": config.task.name,
         "metric": "accuracy",

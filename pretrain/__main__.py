@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from data_tools.errors import run_cli
+from pretrain.guards.preemption import leave_stop_mark, read_stop_mark
 
 EPILOG = """examples:
   python -m pretrain mae_digits
@@ -37,7 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         "loss-compare": loss_compare,
     }
     command = commands.get(argv[0]) if argv else None
-    return run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
+    status = run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
+    if status:
+        from pretrain.engine.base import leave_job
+
+        leave_job(status)
+    return status
 
 
 def pretrain(argv: list[str]) -> int:
@@ -77,6 +83,9 @@ def pretrain(argv: list[str]) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
+    status = read_stop_mark()
+    if status is not None:  # the ranks before these have saved, and said so
+        return status
     quiet_libraries()
     from pretrain.config.load import load_config
     from pretrain.config.show import describe_config, format_config
@@ -96,7 +105,6 @@ def pretrain(argv: list[str]) -> int:
             print(found.describe(config))
         return 0
     from pretrain.checkpoint.targets import refuse_checkpoints
-    from pretrain.guards.preemption import REQUEUE
     from pretrain.run.changes import parse_changes
     from pretrain.run.run import run
 
@@ -108,7 +116,8 @@ def pretrain(argv: list[str]) -> int:
             print(
                 f"stopped as asked, after step {result.steps}, and saved; the same command goes on from there"
             )
-        return REQUEUE
+        leave_stop_mark(result.status)
+        return result.status
     if is_main_process:
         print(f"done: {result.steps} steps, report in {result.folder / 'report.html'}")
     return 0

@@ -82,11 +82,12 @@ def build_stream(config: Config, sources: Sources) -> Stream | PackedStream | Mi
 
 
 def build_loader(config: Config, objective: Objective, sources: Sources, world: World) -> Loader:
-    """This rank's share of every global batch."""
+    """This rank's share of every global batch. Called before an engine prepares the objective."""
+    own = objective.without_networks()
     return Loader(
         build_stream(config, sources),
-        objective.example,
-        collate=objective.collate,
+        own.example,
+        collate=own.collate,
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,

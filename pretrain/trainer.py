@@ -98,6 +98,8 @@ class Trainer:
         self.stopping = False
         self.heartbeat: Callable[[str], None] = lambda _: None
         """Told what begins, so that a watchdog can tell what does not end."""
+        self.end_start: Callable[[], None] = engine.end_start
+        """Called when the first step has ended, on all ranks."""
 
     def resume(self, at_most: int | None = None) -> list[str] | None:
         """Go on from the newest valid checkpoint, of no later step than `at_most` where that is given.
@@ -136,10 +138,12 @@ class Trainer:
         return finished
 
     def run_steps(self, collect_garbage: Callable[[int], None]) -> bool:
-        steps = iter(self.loader)
+        steps, first = iter(self.loader), self.step
         while self.step < self.total_steps:
             batch = self.take_batch(steps)
             self.train_step(batch)
+            if self.step == first + 1:
+                self.end_start()
             if self.is_due(self.config.tracking.log_every):
                 self.log(batch)
             stop = self.stopping and self.step < self.total_steps

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from data_tools.batch_sizes import BatchSizes
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.config.schema import build_section
-from pretrain.engine.config import DDPConfig, DeepSpeedConfig, FSDPConfig
+from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 from pretrain.tracking.config import TrackingConfig
 
@@ -71,7 +71,7 @@ class TrainConfig:
     what is released. None: no average."""
     hang_timeout: float | None = None
     """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
-    of the collectives' timeout, which is 600 s or `MASQUERADE_TIMEOUT`."""
+    of `distributed.timeout`, and of `distributed.start_timeout` until the first step has ended."""
     gc_every: int = 100
     """Steps between Python's garbage collections, on all ranks at once: one that collects alone lets the others wait.
     0 leaves it to Python."""
@@ -121,6 +121,7 @@ class Config:
     """Where everything of this run is written; default `runs/<name>`."""
     seed: int = 0
     engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    distributed: DistributedConfig = DistributedConfig()
     ddp: DDPConfig = DDPConfig()
     fsdp: FSDPConfig = FSDPConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()

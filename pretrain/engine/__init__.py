@@ -18,11 +18,11 @@ def start_engine(config: Config) -> Engine:
     if config.engine == "fsdp":
         from pretrain.engine.fsdp import FSDPEngine
 
-        return FSDPEngine(config.train, config.fsdp)
+        return FSDPEngine(config.train, config.fsdp, config.distributed)
     if config.engine == "deepspeed":
         from pretrain.engine.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(config.train, config.deepspeed)
+        return DeepSpeedEngine(config.train, config.deepspeed, config.distributed)
     from pretrain.engine.ddp import DDPEngine
 
-    return DDPEngine(config.train, ddp=config.ddp)
+    return DDPEngine(config.train, ddp=config.ddp, distributed=config.distributed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -19,17 +20,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, tell_error
 from pretrain.engine.averages import Average
+from pretrain.engine.config import DistributedConfig
 from pretrain.engine.world import World
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_name
 
-__all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "timeout", "trainees"]
+__all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "trainees"]
 
 SETTINGS = (".betas", ".eps", ".weight_decay", ".momentum", ".trust_coefficient", ".lr_ratio")
 """What parameter groups of an optimizer hold besides its state."""
-TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others in a collective; `MASQUERADE_TIMEOUT` (seconds) replaces it."""
 
 Scale = float | Mapping[str, float]
 """What loss sums are multiplied by: one over the count, by name where there are several."""
@@ -113,13 +113,14 @@ class Engine(ABC):
     needs_group = False
     """Whether one process alone still needs a process group."""
 
-    def __init__(self, world: World | None = None) -> None:
+    def __init__(self, world: World | None = None, distributed: DistributedConfig | None = None) -> None:
         """Take this rank's device and join the process group.
 
         Args:
             world: what the launcher says by default; pass `World()` to train alone inside a larger job.
         """
         self.world = world or World.from_environment()
+        self.distributed = distributed or DistributedConfig()
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", self.world.local_rank) if cuda else torch.device("cpu")
         if cuda:
@@ -130,13 +131,32 @@ class Engine(ABC):
         self.started_group = False
         if (self.world.size > 1 or self.needs_group) and not dist.is_initialized():
             self.start_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        if self.world.size > 1:
+            # Now, and not at the first checkpoint: a group is made through `torchrun`'s agent, and a checkpoint must
+            # still be written when that has been killed.
+            limit = timedelta(seconds=self.distributed.start_timeout)
+            self.saving_group = dist.new_group(backend="gloo", timeout=limit)
 
     def start_group(self, backend: str) -> None:
+        """Join the process group, in which ranks wait for each other as long as the start may take."""
+        limit = timedelta(seconds=self.distributed.start_timeout)
+        device = self.device if self.device.type == "cuda" else None
         if self.world.size > 1:
-            dist.init_process_group(backend, timeout=timeout())
+            dist.init_process_group(backend, timeout=limit, device_id=device)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout())
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit, device_id=device
+            )
         self.started_group = True
+
+    def end_start(self) -> None:
+        """Wait until the first step has ended on all ranks; from now on they wait as long as training allows."""
+        if not dist.is_initialized():
+            return
+        self.barrier()
+        limit = timedelta(seconds=self.distributed.timeout)
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(limit, group)
 
     def take_objective(self, objective: Objective) -> None:
         """The objective that is trained from here on; it learns which ranks there are."""
@@ -296,8 +316,6 @@ class Engine(ABC):
         Both are called on all ranks together, the second in any thread, while training goes on; the copy's buffers are
         used again, so it must have ended before the next one is taken.
         """
-        if self.world.size > 1 and self.saving_group is None:
-            self.saving_group = dist.new_group(backend="gloo", timeout=timeout())
         state = self.stager.stage(self.state_dict())
         return lambda: save_state(state, folder, self.world.size == 1, self.saving_group)
 
@@ -315,7 +333,7 @@ class Engine(ABC):
         self.load_state_dict(state)
 
     def close(self) -> None:
-        """Leave the process group. Never a collective: the others may be gone."""
+        """Leave the process group, at the same moment as the other ranks; see `closing_engine`."""
         if self.started_group:
             # A gloo thread needs the GIL to let go of the tensors of its last work, and the group's destructor waits
             # for that thread while it holds the GIL (pytorch#56297): 8 of 25 short jobs hung here, none after a pause.
@@ -344,6 +362,32 @@ def optimizer_settings(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+@contextmanager
+def closing_engine(engine: Engine) -> Iterator[None]:
+    """Close the engine afterwards. After an error in a job of several ranks it stays open, and the error is told.
+
+    A rank may have failed alone: NCCL would wait for the others in closing, for as long as a collective may take. The
+    command then ends with `leave_job`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if engine.world.size > 1:
+            tell_error(error)
+        else:
+            engine.close()
+        raise
+    engine.close()
+
+
+def leave_job(status: int) -> None:
+    """End this process at once where it failed as one of several ranks: no thread and no group is waited for."""
+    if status and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def tensors_of(state: Mapping[str, Any]) -> Iterator[Tensor]:
     """All tensors of a nested state; the sizes of one that is spread over ranks are those of the whole."""
     for value in state.values():
@@ -351,11 +395,6 @@ def tensors_of(state: Mapping[str, Any]) -> Iterator[Tensor]:
             yield from tensors_of(value)
         elif isinstance(value, Tensor):
             yield value
-
-
-def timeout() -> timedelta:
-    seconds = os.environ.get("MASQUERADE_TIMEOUT")
-    return timedelta(seconds=float(seconds)) if seconds else TIMEOUT
 
 
 def save_state(

@@ -7,6 +7,16 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How long ranks wait for each other in a collective, in seconds. Then the job fails."""
+
+    start_timeout: float = 1800.0
+    """Until the first step has ended: ranks may be downloading, packing or compiling meanwhile."""
+    timeout: float = 600.0
+    """From then on."""
+
+
+@dataclass(frozen=True)
 class DDPConfig:
     """`engine=ddp`: every rank holds everything."""
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data_tools.errors import OneRankError, UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import Scale, Trainee, World
-from pretrain.engine.config import DDPConfig
+from pretrain.engine.config import DDPConfig, DistributedConfig
 from pretrain.engine.torch_engine import TorchEngine
 from pretrain.objectives.base import Batch, Loss, Phase
 
@@ -32,8 +32,14 @@ if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel.__ini
 class DDPEngine(TorchEngine):
     """`torch.nn.parallel.DistributedDataParallel` around each optimizer's roles."""
 
-    def __init__(self, train: TrainConfig, world: World | None = None, ddp: DDPConfig | None = None) -> None:
-        super().__init__(train, world)
+    def __init__(
+        self,
+        train: TrainConfig,
+        world: World | None = None,
+        ddp: DDPConfig | None = None,
+        distributed: DistributedConfig | None = None,
+    ) -> None:
+        super().__init__(train, world, distributed)
         self.ddp = ddp or DDPConfig()
         if self.ddp.find_unused_parameters and self.ddp.static_graph:
             raise UserError(

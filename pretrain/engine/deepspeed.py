@@ -40,7 +40,7 @@ from pretrain.engine.blocks import (
     recompute_activations,
     set_attention,
 )
-from pretrain.engine.config import DeepSpeedConfig
+from pretrain.engine.config import DeepSpeedConfig, DistributedConfig
 from pretrain.engine.ds_config import build_ds_config
 from pretrain.engine.precision import AUTOCAST, check_precision, set_deterministic, set_matmul_precision
 from pretrain.engine.torch_engine import gradients_of
@@ -60,7 +60,12 @@ class DeepSpeedEngine(Engine):
 
     needs_group = True
 
-    def __init__(self, train: TrainConfig, settings: DeepSpeedConfig | None = None) -> None:
+    def __init__(
+        self,
+        train: TrainConfig,
+        settings: DeepSpeedConfig | None = None,
+        distributed: DistributedConfig | None = None,
+    ) -> None:
         self.deepspeed = import_deepspeed()
         check_precision(train.precision)
         check_attention(train.attention, train.precision)
@@ -68,7 +73,7 @@ class DeepSpeedEngine(Engine):
             raise UserError(
                 "train.spike_sigma: DeepSpeed decides by itself which updates it makes; use engine=ddp or fsdp"
             )
-        super().__init__()
+        super().__init__(distributed=distributed)
         self.train = train
         self.ds_config = build_ds_config(train, settings or DeepSpeedConfig(), self.world.size)
         if (

@@ -28,7 +28,7 @@ from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import Trainee, World
 from pretrain.engine.blocks import find_blocks
-from pretrain.engine.config import FSDPConfig
+from pretrain.engine.config import DistributedConfig, FSDPConfig
 from pretrain.engine.initial_weights import InitialWeights, give_memory
 from pretrain.engine.torch_engine import TorchEngine
 from pretrain.objectives.base import Phase
@@ -39,10 +39,15 @@ class FSDPEngine(TorchEngine):
 
     needs_group = True
 
-    def __init__(self, train: TrainConfig, fsdp: FSDPConfig | None = None) -> None:
+    def __init__(
+        self,
+        train: TrainConfig,
+        fsdp: FSDPConfig | None = None,
+        distributed: DistributedConfig | None = None,
+    ) -> None:
         self.fsdp = fsdp or FSDPConfig()
         self.refuse_uneven_replicas(World.from_environment())
-        super().__init__(train)
+        super().__init__(train, distributed=distributed)
         self.mesh = self.make_mesh()
         self.apart: dict[str, list[Any]] = {}
         """By optimizer, the embeddings and heads that are sharded by themselves."""

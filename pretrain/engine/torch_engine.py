@@ -36,6 +36,7 @@ from pretrain.engine.blocks import (
     recompute_activations,
     set_attention,
 )
+from pretrain.engine.config import DistributedConfig
 from pretrain.engine.initial_weights import InitialWeights
 from pretrain.engine.precision import (
     AUTOCAST,
@@ -55,10 +56,12 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 class TorchEngine(Engine):
     """An engine on torch's own wrappers."""
 
-    def __init__(self, train: TrainConfig, world: World | None = None) -> None:
+    def __init__(
+        self, train: TrainConfig, world: World | None = None, distributed: DistributedConfig | None = None
+    ) -> None:
         check_precision(train.precision)
         check_attention(train.attention, train.precision)
-        super().__init__(world)
+        super().__init__(world, distributed)
         self.train = train
         self.autocast = AUTOCAST.get(train.precision)
         set_matmul_precision(train.precision)

@@ -24,7 +24,7 @@ GRACE = 5.0
 
 
 class Watchdog:
-    """Within it, `heartbeat` must be called at least every `seconds`; 0 seconds watches nothing."""
+    """Within it, `heartbeat` must be called at least every `seconds`, which may change; 0 seconds watches nothing."""
 
     def __init__(self, folder: Path, rank: int, seconds: float) -> None:
         self.path = folder / f"rank_{rank:05d}.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -100,6 +101,14 @@ class Objective:
         """Examples, or views, → a batch on the CPU. To be overridden where their lengths differ: pad or concatenate."""
         return self.encoder.collate(examples)
 
+    def without_networks(self) -> Objective:
+        """A copy for `example` and `collate` in worker processes: small, and picklable.
+
+        It has all other attributes; its encoder and other modules have theirs, but neither parameters, buffers nor
+        submodules. Called before an engine prepares the objective.
+        """
+        return without_networks(self)
+
     def phases(self) -> list[Phase]:
         """The updates of a step, in order. By default one, which trains every role."""
         return [Phase("train", trains=tuple(self.roles))]
@@ -165,6 +174,28 @@ class Objective:
     def picture(self, batch: Batch) -> Picture | None:
         """What was given, what was hidden and what was guessed, for people. Called on all ranks together."""
         return None
+
+
+def without_networks(objective: Objective) -> Objective:
+    """A shallow copy whose modules, in attributes and roles, are `hollow`; one that stands in two places stays one."""
+    hollows = {id(module): hollow(module) for module in objective.roles.values()}
+
+    def hollowed(value: Any) -> Any:
+        return hollows.setdefault(id(value), hollow(value)) if isinstance(value, nn.Module) else value
+
+    own = copy.copy(objective)
+    own.__dict__ = {n: hollowed(v) for n, v in vars(objective).items() if not isinstance(v, nn.Parameter)}
+    own.roles = {name: hollowed(role) for name, role in objective.roles.items()}
+    return own
+
+
+def hollow(module: nn.Module) -> nn.Module:
+    """A module of the same class with the same plain attributes, and no parameters, buffers, submodules or hooks."""
+    empty = nn.Module()
+    own: nn.Module = object.__new__(type(module))  # FSDP has a `__new__` of its own
+    own.__dict__.update({**vars(module), **vars(empty), "training": module.training})
+    own.__dict__.pop("_compiled_call_impl", None)
+    return own
 
 
 def stack(examples: list[Batch]) -> Batch:

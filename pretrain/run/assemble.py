@@ -42,8 +42,8 @@ def assemble_trainer(
         objective: as built; the engine spreads its roles.
         load: gives the roles weights from files, as `Engine.prepare` has it.
     """
-    prepare_engine(config, objective, engine, load)
     loader = build_loader(config, objective, sources, engine.world)
+    prepare_engine(config, objective, engine, load)
     return Trainer(
         config, objective, loader, engine, total_steps, tracker=tracker, checkpoints=checkpoints, meter=meter
     )

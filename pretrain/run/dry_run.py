@@ -19,7 +19,7 @@ from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
-from pretrain.engine.base import World
+from pretrain.engine.base import World, closing_engine
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_hooks, build_objective, shards_weights
 from pretrain.weights.start import load_starting_weights
@@ -81,7 +81,7 @@ def dry_run(config: Config) -> DryRun:
     parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())
     total = count_steps(config, sources)
     engine = start_engine(config)
-    try:
+    with closing_engine(engine):
         trainer = assemble_trainer(
             config, objective, sources, engine, total, load=lambda: load_starting_weights(config, objective)
         )
@@ -102,8 +102,6 @@ def dry_run(config: Config) -> DryRun:
             free_bytes=shutil.disk_usage(existing(config.folder)).free,
             peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else None,
         )
-    finally:
-        engine.close()
 
 
 def existing(folder: Path) -> Path:

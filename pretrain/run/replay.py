@@ -23,7 +23,7 @@ from pretrain.config.load import build_config, override, parse_override
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World
+from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.initial_weights import expect_checkpoint
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name
@@ -60,7 +60,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     if not is_new:
         expect_checkpoint(objective)
     engine = start_engine(config)
-    try:
+    with closing_engine(engine):
         checkpoints = Checkpoints(run / "checkpoints", engine, config.checkpoint)
         trainer = assemble_trainer(
             config,
@@ -84,8 +84,6 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
             )
         )
         return found
-    finally:
-        engine.close()
 
 
 def replay_config(run: Path, step: int, overrides: list[str]) -> Config:

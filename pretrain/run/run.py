@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data_tools.dataset import Dataset
+from data_tools.errors import tell_error
 from data_tools.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
@@ -29,11 +30,11 @@ from pretrain.data import (
 )
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World, timeout
+from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
 from pretrain.evaluation.probes import OnlineProbe
 from pretrain.evaluation.validation import Validation
-from pretrain.guards.preemption import StopRequest
+from pretrain.guards.preemption import REQUEUE, REQUEUE_WISH, StopRequest
 from pretrain.guards.watchdog import SHARE_OF_TIMEOUT, Watchdog
 from pretrain.metering.communication import CommunicationSampler
 from pretrain.metering.flops import step_flops
@@ -47,7 +48,7 @@ from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import changes_since
-from pretrain.run.folder import RunFolder
+from pretrain.run.folder import RunFolder, write_text
 from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
@@ -65,8 +66,12 @@ class Result:
 
     folder: Path
     steps: int
-    finished: bool
-    """Whether the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
+    status: int
+    """The exit status: 0 where the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == 0
 
 
 def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
@@ -84,11 +89,10 @@ def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     check_profiling(config.tracking)
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
-    try:
-        steps, finished = train(config, objective, sources, engine, total_steps, copies, allowed)
-    finally:
-        engine.close()
-    return Result(config.folder, steps, finished)
+    with closing_engine(engine):
+        trainer = train(config, objective, sources, engine, total_steps, copies, allowed)
+    finished = trainer.step == trainer.total_steps
+    return Result(config.folder, trainer.step, 0 if finished else trainer.stop_request.status)
 
 
 def build_objective(config: Config, dataset: Dataset, deferred: bool = False) -> Objective:
@@ -121,12 +125,8 @@ def train(
     total_steps: int,
     copies: Copies,
     allowed: tuple[str, ...],
-) -> tuple[int, bool]:
-    """Everything between a started engine and a written report.
-
-    Returns:
-        The steps that are done then, and whether those are all.
-    """
+) -> Trainer:
+    """Everything between a started engine and a written report; the trainer, which knows how far it came."""
     folder = RunFolder(config.folder)
     is_main_process = engine.world.rank == 0
     try:
@@ -172,7 +172,7 @@ def train(
                 write_report(folder.path)
             except OSError as error:  # a full disk must not make a finished run a failed one
                 log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
-        return trainer.step, trainer.step == trainer.total_steps
+        return trainer
     finally:
         folder.close()
 
@@ -180,13 +180,22 @@ def train(
 def fit(trainer: Trainer) -> None:
     """Train to the end, and tell the tracker how it ended."""
     started, status = time.perf_counter(), "failed"
+    wish = trainer.config.folder / REQUEUE_WISH
+    if trainer.engine.world.rank == 0:
+        wish.unlink(missing_ok=True)
     try:
         with StopRequest() as trainer.stop_request, guard_against_hangs(trainer):
             finished = trainer.fit()
         status = "finished" if finished else "preempted"
+        if not finished and trainer.engine.world.rank == 0 and trainer.stop_request.status == REQUEUE:
+            write_text(wish, f"{trainer.step}\n")
         if trainer.tracker:
             kind = "end" if finished else "preempted"
             trainer.tracker.event(kind, trainer.step, {"seconds": time.perf_counter() - started})
+    except BaseException as error:
+        if trainer.engine.world.size > 1:
+            tell_error(error)  # first of all: the tracker may take its time
+        raise
     finally:
         if trainer.tracker:
             trainer.tracker.close(status)
@@ -194,11 +203,20 @@ def fit(trainer: Trainer) -> None:
 
 @contextmanager
 def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
-    """Within it, a rank that makes no progress writes its stacks and ends."""
-    seconds = trainer.config.train.hang_timeout
-    limit = SHARE_OF_TIMEOUT * timeout().total_seconds() if seconds is None else seconds
-    with Watchdog(trainer.config.folder / "stacks", trainer.engine.world.rank, limit) as watchdog:
+    """Within it, a rank that makes no progress writes its stacks and ends; the first step may take longer."""
+    engine, own = trainer.engine, trainer.config.train.hang_timeout
+    at_start, then = (
+        SHARE_OF_TIMEOUT * seconds if own is None else own
+        for seconds in (engine.distributed.start_timeout, engine.distributed.timeout)
+    )
+    with Watchdog(trainer.config.folder / "stacks", engine.world.rank, at_start) as watchdog:
         trainer.heartbeat = watchdog.heartbeat
+
+        def end_start() -> None:
+            engine.end_start()
+            watchdog.seconds = then
+
+        trainer.end_start = end_start
         yield
 
 

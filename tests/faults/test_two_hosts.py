@@ -25,7 +25,7 @@ TIMEOUT = 20
 SETTINGS = [
     "mae_digits", "train.global_batch_size=16", "checkpoint.every=5", "tracking.log_every=1",
     "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "encoder.hidden_size=16",
-    "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2",
+    "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", f"distributed.timeout={TIMEOUT}",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 
@@ -47,11 +47,7 @@ class Hosts:
         inside = ["ip", "netns", "exec", self.names[number]] if self.real else []
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number),
                     "--nproc-per-node", "1", "--master-addr", self.address, "--master-port", str(port)]  # fmt: skip
-        env = {
-            **environment(),
-            "GLOO_SOCKET_IFNAME": self.devices[number],
-            "MASQUERADE_TIMEOUT": str(TIMEOUT),
-        }
+        env = {**environment(), "GLOO_SOCKET_IFNAME": self.devices[number]}
         return subprocess.Popen(
             [*inside, *torchrun, "-m", "pretrain", *SETTINGS, *arguments],
             env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
