@@ -22,7 +22,7 @@ from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_objective
 from pretrain.trainer import Trainer
 
-STEPS, BATCH = 20, 16
+STEPS, BATCH = 8, 16
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
           "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0", "train.precision=fp32"]  # fmt: skip
 SMALL = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
