@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One worker a core, each with whole files; four at most, since a test may start four ranks of its own.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 EXTRAS := deepspeed,audio,video,fast,fp8,schedulefree,dev
 
 .PHONY: demo test test-fast lint install install-dev clean
@@ -12,10 +14,10 @@ demo: install
 	$(BIN)/python -m launch local demo $(DEMO)
 
 test: install-dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 test-fast: install-dev
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS) $(TESTS)
 
 lint: install-dev
 	$(BIN)/ruff check .

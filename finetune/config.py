@@ -103,6 +103,7 @@ def check(config: Config) -> None:
         "train.steps": train.steps,
         "train.epochs": train.epochs,
         "train.global_batch_size": train.global_batch_size,
+        "data.test_samples": config.data.test_samples,
         "protocol.draws": protocol.draws,
         "protocol.neighbours": protocol.neighbours,
         "protocol.labels_per_class": min(protocol.labels_per_class or (1,)),

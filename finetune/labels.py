@@ -38,6 +38,8 @@ class LabelledDataConfig:
     """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
     label_bins: tuple[float, ...] | None = None
     """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
+    test_samples: int | None = None
+    """Judge by so many test samples at most, drawn by the seed; None: by all of them."""
 
 
 class Remembered:
@@ -214,3 +216,15 @@ def drawable(labelled: Labelled, sizes: tuple[int, ...]) -> tuple[list[int], lis
         if short:
             notes.append(f"{size} labels a class: all there are of {', '.join(short)}")
     return possible, notes
+
+
+def limit(labelled: Labelled, count: int | None, seed: int) -> Labelled:
+    """At most `count` samples, the same for the same seed; with a note where some are left out."""
+    if count is None or count >= len(labelled):
+        return labelled
+    kept = labelled.select(np.sort(np.random.default_rng(seed).permutation(len(labelled))[:count]))
+    kept.notes = (
+        *labelled.notes,
+        f"data.test_samples: judged by {count:,} of {len(labelled):,} test samples",
+    )
+    return kept

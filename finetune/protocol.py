@@ -17,7 +17,7 @@ from torch import Tensor
 from data_tools.dataset import Dataset, open_dataset
 from data_tools.errors import UserError
 from finetune.config import Config
-from finetune.labels import Labelled, draw, drawable, hold_out, read_labelled
+from finetune.labels import Labelled, draw, drawable, hold_out, limit, read_labelled
 from finetune.progress import TimeLeft, TrainingProgress
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
@@ -74,9 +74,10 @@ def open_bench(config: Config) -> Bench:
     assert config.data.train, "asked for with the settings"
     train = read_labelled(open_for(config.data.train, modality), config.data)
     if config.data.test is None:
-        return Bench(config, pretrained, *hold_out(train, config.seed))
-    test = read_labelled(open_for(config.data.test, modality), config.data, train.classes)
-    return Bench(config, pretrained, train, test)
+        train, test = hold_out(train, config.seed)
+    else:
+        test = read_labelled(open_for(config.data.test, modality), config.data, train.classes)
+    return Bench(config, pretrained, train, limit(test, config.data.test_samples, config.seed))
 
 
 def open_for(path: str, modality: str) -> Dataset:

@@ -10,14 +10,20 @@ from launch.local import run_one, run_processes
 
 Step = tuple[str, Callable[[], int]]
 
-QUICK_PRETRAINING = ["train.steps=40", "tracking.picture_every=20", "tracking.log_every=10"]
-QUICK_FINETUNING = ["protocol.labels_per_class=[10]", "protocol.draws=2", "train.steps=5"]
+QUICK_PRETRAINING = ["train.steps=20", "tracking.picture_every=20", "tracking.log_every=5"]
+QUICK_PROBES = ["probe.every=20", "probe.train_samples=200", "probe.test_samples=100"]
+QUICK_FINETUNING = [
+    "data.test_samples=200",
+    "protocol.labels_per_class=[5]",
+    "protocol.draws=1",
+    "train.steps=3",
+]
 """Every step of the story for a moment, to see that it runs here; the numbers mean nothing then."""
 
 
 def image_steps(out: Path, processes: int | None, quick: bool) -> list[Step]:
     """Digits: a masked autoencoder sees four patches in ten; then 10 and 100 labels a class."""
-    settings = ["mae_digits", f"run_dir={out}", *([*QUICK_PRETRAINING, "probe.every=20"] if quick else [])]
+    settings = ["mae_digits", f"run_dir={out}", *([*QUICK_PRETRAINING, *QUICK_PROBES] if quick else [])]
     return [
         (
             "Pretrain a masked autoencoder on 12,000 unlabelled digits",

@@ -1,10 +1,11 @@
 """Under torchrun: whole runs of several objectives one after the other, because starting processes takes the longest.
 
-Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.chain runs mae,gan engine=fsdp
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.chain runs,other_runs mae,gan engine=fsdp
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from pretrain.config.load import load_config
 from pretrain.run.run import run
-from tests.distributed.curves import CASES
+from tests.cases import CASES
 
 STEPS, EVERY = 12, 3
 COMMON = [f"train.steps={STEPS}", "train.global_batch_size=16", f"checkpoint.every={EVERY}", "checkpoint.keep=9",
@@ -23,11 +24,11 @@ COMMON = [f"train.steps={STEPS}", "train.global_batch_size=16", f"checkpoint.eve
           "schedule.warmup_ratio=0.2"]  # fmt: skip
 
 
-def main(folder: str, cases: str, overrides: list[str]) -> None:
+def main(folders: str, cases: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")  # one group for all runs
-    for case in cases.split(","):
+    for folder, case in itertools.product(folders.split(","), cases.split(",")):
         recipe, *own = CASES[case]
         run(load_config(recipe, [*COMMON, *own, f"run_dir={Path(folder) / case}", *overrides])[0])
     if dist.is_initialized():

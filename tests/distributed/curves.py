@@ -21,30 +21,14 @@ from pretrain.engine.base import World
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_objective
 from pretrain.trainer import Trainer
+from tests.cases import CASES
 
-STEPS, BATCH = 20, 16
+STEPS, BATCH = 8, 16
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
           "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0", "train.precision=fp32"]  # fmt: skip
-SMALL = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
-CASES: dict[str, list[str]] = {
-    "mae": ["mae_digits", *SMALL, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
-            "objective.decoder_num_attention_heads=2"],
-    "mlm": ["mlm_sotu", *SMALL, "encoder.max_length=64"],
-    "clm": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"],
-    "own_head": ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64",
-                 "objective.tie_embeddings=false"],
-    "gan": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]",
-            "objective.generator_width=8", "objective.r1_every=4"],
-    "hard": ["mae_digits", *SMALL, "objective={name: 'tests.distributed.hard_objective:Hard'}",
-             "optimizer.lr=0.01"],
-    "gan_without_r1": ["gan_digits", "encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]",
-                       "objective.generator_width=8", "objective.r1_gamma=0"],
-    "hard_without_penalty": ["mae_digits", *SMALL, "optimizer.lr=0.01",
-                             "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
-}  # fmt: skip
-"""By name: a recipe and what makes it tiny."""
 CUTS = (1, 2, 4)
 """Micro-batches of a rank in a step."""
+COMPARED = ("loss", "grad_norm", "position")
 
 
 class Recorder:
@@ -54,7 +38,7 @@ class Recorder:
         self.rows: list[dict[str, float]] = []
 
     def train(self, step, values):
-        self.rows.append({k: v for k, v in values.items() if k.endswith(("loss", "grad_norm"))})
+        self.rows.append({k: v for k, v in values.items() if k.endswith(COMPARED)})
 
     def event(self, kind, step, values):
         pass
@@ -68,7 +52,7 @@ def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = No
     objective = build_objective(config, first_of(sources), deferred=config.engine == "fsdp")
     engine = start_engine(config)
     kept = None if checkpoints is None else Checkpoints(checkpoints, engine, config.checkpoint)
-    return assemble_trainer(config, objective, sources, engine, STEPS, Recorder(), kept)
+    return assemble_trainer(config, objective, sources, engine, config.train.steps, Recorder(), kept)
 
 
 def curve(case: str, overrides: list[str], checkpoints: Path | None = None) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ import torch
 from pretrain.engine.base import World
 from tests.distributed.curves import curve
 
-SAVED_AT = 10
+SAVED_AT = 4
 MAE = ("mae", "encoder.intermediate_size=5")
 """Five rows are 3 + 2 on two ranks, and 2 + 2 + 1 + 0 on four: uneven and empty shards."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "muon_once": (*MAE, "optimizer.name=muon", "optimizer.lr=0.01",
                   "optimizer.rules=[{match: 'decoder.*.fc2.weight', use: muon}, {match: '*', use: adamw}]"),
     "lamb": (*MAE, "optimizer.name=lamb", "optimizer.lr=0.03"),
-    "lars": (*MAE, "optimizer.name=lars", "optimizer.lr=10"),
+    "lars": (*MAE, "optimizer.name=lars", "optimizer.lr=3"),
     "schedule_free": (*MAE, "optimizer.name=schedule_free", "optimizer.lr=0.01", "schedule.name=constant"),
 }  # fmt: skip
 """By name: the case of `curves.CASES`, and how it is trained. `muon_twice` has two optimizers and tied weights;

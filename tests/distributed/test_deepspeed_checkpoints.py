@@ -20,7 +20,7 @@ SETTINGS = [
     "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2",
 ]  # fmt: skip
 ZERO2 = ["engine=deepspeed", "deepspeed.stage=2"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deepspeed_extension")]
 
 
 def call(*command: str) -> str:

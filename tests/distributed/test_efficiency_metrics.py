@@ -7,7 +7,8 @@ import json
 import pytest
 
 from pretrain.tracking.metrics import read_metrics
-from tests.distributed.curves import CASES, COMMON
+from tests.cases import CASES
+from tests.distributed.curves import COMMON
 from tests.processes import losses, run
 
 QUIET = ["tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "train.steps=6"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pretrain.tracking.metrics import read_metrics
-from tests.distributed.curves import CASES, build_trainer
+from tests.cases import CASES
+from tests.distributed.curves import build_trainer
 from tests.processes import run
 
 SETTINGS = ["train.steps=10", "train.global_batch_size=16", "tracking.log_every=1", "tracking.wandb.mode=disabled",

@@ -17,6 +17,7 @@ from finetune.labels import (
     drawable,
     hold_out,
     label_of,
+    limit,
     read_labelled,
 )
 
@@ -105,3 +106,12 @@ def test_hold_out_that_empties_a_class_is_refused(few_digits):
     config = LabelledDataConfig(group="label", holdout=0.4)
     with pytest.raises(UserError, match="leaves a class without samples"):
         hold_out(read_labelled(open_dataset(few_digits[0]), config), seed=0)
+
+
+def test_a_limited_test_set_is_the_same_each_time_and_says_so(few_digits):
+    labelled = read_labelled(open_dataset(few_digits[1]), LabelledDataConfig())
+    few, again, other = (limit(labelled, 20, seed) for seed in (0, 0, 1))
+    assert few.numbers.tolist() == again.numbers.tolist() != other.numbers.tolist()
+    assert len(few) == 20
+    assert few.notes == ("data.test_samples: judged by 20 of 101 test samples",)
+    assert limit(labelled, 101, 0) is limit(labelled, None, 0) is labelled

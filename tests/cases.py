@@ -1,0 +1,34 @@
+"""The cases that the shared properties are proven for: an objective on an encoder, tiny.
+
+A new objective or encoder is one line here; `tests/README.md` says what that proves and what it may cost.
+"""
+
+from __future__ import annotations
+
+VIT = ["encoder.hidden_size=16", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
+CONVNEXT = ["encoder.hidden_sizes=[8, 16]", "encoder.depths=[1, 1]"]
+GAN = ["gan_digits", *CONVNEXT, "objective.generator_width=8"]
+MAE = ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
+       "objective.decoder_num_attention_heads=2"]  # fmt: skip
+CLM = ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"]
+HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
+CASES: dict[str, list[str]] = {
+    "mae": MAE,
+    "mlm": ["mlm_sotu", *VIT, "encoder.max_length=64"],
+    "clm": CLM,
+    "own_head": [*CLM, "objective.tie_embeddings=false"],
+    "gan": [*GAN, "objective.r1_every=4"],
+    "attribute": ["attribute_digits", *VIT],
+    "autoencoder": ["autoencoder_digits", *CONVNEXT, "objective.latent_size=8", "objective.decoder_width=8"],
+    "autoencoder_mlp": ["autoencoder_mlp_digits", "encoder.hidden_sizes=[32, 16]", "objective.latent_size=8",
+                        "objective.decoder_width=16"],
+    "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
+    "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
+    "gan_without_r1": [*GAN, "objective.r1_gamma=0"],
+    "hard_without_penalty": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
+}  # fmt: skip
+"""By name: a recipe and what makes it tiny."""
+LEARNERS = ("mae", "mlm", "clm", "gan", "attribute", "autoencoder", "autoencoder_mlp")
+"""What a user trains: every objective, and every kind of encoder."""
+WITHOUT_PENALTY = {"gan": "gan_without_r1", "hard": "hard_without_penalty"}
+"""The same without the phases that differentiate twice, which ZeRO-3 and 16 bits under DeepSpeed refuse."""

@@ -1,0 +1,81 @@
+"""What holds for every objective and encoder, a function each: see `tests.cases`. Engines have `test_engines`.
+
+Two ranks start twice, for all cases together: they train each whole, then once more, and once from the middle on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import pytest
+from transformers import AutoModel
+
+from pretrain.checkpoint.folder import complete
+from pretrain.release.release import load_run_encoder, release_run
+from tests.cases import LEARNERS
+from tests.distributed.curves import curve
+from tests.processes import losses, run
+
+STEPS, SAVED_AT = 8, 4
+SETTINGS = [f"train.steps={STEPS}", f"checkpoint.every={SAVED_AT}", f"tracking.picture_every={STEPS}",
+            "train.deterministic=true"]  # fmt: skip
+NO_PICTURE = ("attribute",)
+NO_RELEASE = ("autoencoder_mlp",)
+"""`transformers` has no such model."""
+pytestmark = pytest.mark.slow
+
+
+def checkpoint_digests(folder):
+    """Of the tensors' files in the last checkpoint."""
+    files = sorted(complete(folder / "checkpoints")[-1].glob("*.distcp"))
+    assert len(files) == 2
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of all cases: `whole` runs, the same `again`, and `resumed` from the middle of `whole`."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "again", "resumed")}
+    run("tests.distributed.chain", [str(folders["whole"]), ",".join(LEARNERS), *SETTINGS], 2)
+    for case in LEARNERS:
+        shutil.copytree(folders["whole"] / case, folders["resumed"] / case)
+        shutil.rmtree(complete(folders["resumed"] / case / "checkpoints")[-1])
+    rest = f"{folders['again']},{folders['resumed']}"
+    run("tests.distributed.chain", [rest, ",".join(LEARNERS), *SETTINGS], 2)
+    return folders
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_the_loss_falls_on_real_data(case):
+    rows = curve(case, ["train.steps=20"])
+    name = "discriminator/loss" if case == "gan" else "loss"
+    assert sum(row[name] for row in rows[-4:]) / 4 < 0.98 * rows[0][name]
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_two_deterministic_runs_have_the_same_bits(runs, case):
+    assert losses(runs["again"] / case) == losses(runs["whole"] / case)
+    assert checkpoint_digests(runs["again"] / case) == checkpoint_digests(runs["whole"] / case)
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_a_resumed_run_goes_on_bit_for_bit(runs, case):
+    folder = runs["resumed"] / case
+    assert f'"kind": "resume", "step": {SAVED_AT}' in (folder / "metrics.jsonl").read_text()
+    assert losses(folder) == losses(runs["whole"] / case)
+    assert checkpoint_digests(folder) == checkpoint_digests(runs["whole"] / case)
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_a_run_draws_its_picture(runs, case):
+    pictures = list((runs["whole"] / case / "pictures").glob("*"))
+    assert bool(pictures) == (case not in NO_PICTURE)
+
+
+@pytest.mark.parametrize("case", [case for case in LEARNERS if case not in NO_RELEASE])
+def test_transformers_opens_the_release_with_the_weights_that_were_trained(runs, case, tmp_path):
+    folder = runs["whole"] / case
+    opened = AutoModel.from_pretrained(release_run(folder, tmp_path / "release")).state_dict()
+    for name, value in load_run_encoder(folder).encoder.model.state_dict().items():
+        assert value.equal(opened[name]), name
