@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.sections import Config
 from pretrain.objectives.base import Objective
-from pretrain.weights.fit import LoadingReport, load_pretrained
-from pretrain.weights.from_transformers import enumerated
+from pretrain.weights.from_transformers import load_pretrained
+from pretrain.weights.gaps import LoadingReport, leave_out_allowed, refuse_gaps
 
 FETCHED = "init_from"
 """Where a run keeps the checkpoint that it has started from, if that came from a URL."""
@@ -95,7 +93,7 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
     saved = saved_shapes(checkpoint)
     own = {role: module.state_dict() for role, module in objective.roles.items()}
     wanted = {f"{role}.{name}": tensor for role, state in own.items() for name, tensor in state.items()}
-    refuse_gaps(checkpoint, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, allowed)
+    refuse_role_gaps(checkpoint, saved, {name: tuple(t.shape) for name, t in wanted.items()}, allowed)
     both = {
         role: {name: tensor for name, tensor in state.items() if f"{role}.{name}" in saved}
         for role, state in own.items()
@@ -108,21 +106,18 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
     return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused)
 
 
-def refuse_gaps(
-    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: Iterable[str]
+def refuse_role_gaps(
+    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: tuple[str, ...]
 ) -> None:
-    """Raise a `UserError` naming every tensor that is missing, unexpected or of another shape."""
-    faults = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
-    faults |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
-    faults = {n: f for n, f in faults.items() if not any(fnmatch(n, pattern) for pattern in allowed)}
-    faults |= {
+    """Raise a `UserError` naming every `<role>.<name>` that is missing, unexpected or of another shape."""
+    gaps = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
+    gaps |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
+    reshaped = {
         name: f"of shape {saved[name]}, not {wanted[name]}"
         for name in sorted(saved.keys() & wanted.keys())
         if saved[name] != wanted[name]
     }
-    if faults:
-        example = f"allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
-        raise UserError(
-            f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}: "
-            + enumerated([f"{name} is {fault}" for name, fault in faults.items()])
-        )
+    faults = leave_out_allowed(gaps, allowed) | reshaped
+    example = f"allow_keys=['{next(iter(faults), 'decoder').split('.')[0]}.*']"
+    place = f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}"
+    refuse_gaps(place, faults)
