@@ -31,7 +31,7 @@ from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, timeout
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
-from pretrain.evaluation.probes import OnlineProbe
+from pretrain.evaluation.probes import OnlineProbe, check_probe_data
 from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import StopRequest
 from pretrain.guards.watchdog import SHARE_OF_TIMEOUT, Watchdog
@@ -264,6 +264,7 @@ def picture_hook(
 
 def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
     probe = OnlineProbe(config.probe)
+    check_probe_data(probe, objective.product_encoder)
 
     def hook(step: int) -> None:
         with engine.evaluating(objective):

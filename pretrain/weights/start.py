@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from data_tools.remote import is_remote
-from pretrain.checkpoint.folder import complete, find_fault, newest_valid, step_of
+from pretrain.checkpoint.folder import IDENTITY, complete, find_fault, newest_valid, step_of
 from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes
+from pretrain.config.schema import plain
 from pretrain.config.sections import Config
+from pretrain.config.show import flatten
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.text.tokenizer import find_tokenizer, fingerprint_of
 from pretrain.objectives.base import Objective
 from pretrain.weights.from_transformers import load_pretrained
 from pretrain.weights.gaps import LoadingReport, leave_out_allowed, refuse_gaps
 
+OF_TRAINING = ("from_pretrained", "max_length", "pooling", "initializer_", "drop")
+"""Words in the names of an encoder's settings that do not change what weights mean."""
 FETCHED = "init_from"
 """Where a run keeps the checkpoint that it has started from, if that came from a URL."""
 
@@ -103,7 +113,29 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
         module.load_state_dict({**own[role], **both[role]})
     loaded = sum(len(state) for state in both.values())
     missing, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
-    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused)
+    differing = find_differences(checkpoint, objective.encoder)
+    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused, differing=differing)
+
+
+def find_differences(checkpoint: Path, encoder: Encoder) -> list[str]:
+    """What of the encoder that a checkpoint was trained with no shape tells, and is another here: a line each."""
+    path = checkpoint / IDENTITY
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    there = flatten(saved.get("config", {}).get("encoder", {}))
+    here = flatten(plain(asdict(encoder.config)))
+    lines = [
+        f"encoder.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there and there.get(key) != here.get(key) and not any(word in key for word in OF_TRAINING)
+    ]
+    sources = saved.get("config", {}).get("data", {}).get("path", "")
+    place = next(iter(sources), "") if isinstance(sources, dict) else sources
+    with suppress(UserError, OSError):  # the data are not there any more
+        theirs = None if is_remote(place) else fingerprint_of(find_tokenizer(open_dataset(place)))
+        ours = fingerprint_of(getattr(encoder, "tokenizer_folder", None))
+        if ours and theirs and ours != theirs:
+            lines.append(f"tokenizer: that of {place} there, another one here")
+    return lines
 
 
 def refuse_role_gaps(

@@ -122,6 +122,7 @@ class TextEncoder(Encoder):
     def row_of(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A row to train on: a packed one as it is, else a window of the sample's tokens, anywhere, padded."""
         if "document_ids" in sample:
+            self.check_tokens(sample["tokens"], sample)
             return {
                 name: sample[name].astype(np.int64) for name in ("tokens", "document_ids", "position_ids")
             }
@@ -132,6 +133,7 @@ class TextEncoder(Encoder):
     def tokens_of(self, sample: dict[str, Any], at_most: int | None = None) -> np.ndarray:
         """The sample's token ids (n,): its own, or those of its text with what the tokenizer puts around a text."""
         if "tokens" in sample:
+            self.check_tokens(sample["tokens"], sample)
             return sample["tokens"][:at_most].astype(np.int64)
         text = field(sample, "text")
         if self.tokenizer is None:
@@ -155,6 +157,14 @@ class TextEncoder(Encoder):
         document_ids, positions = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
         tokens[:used], document_ids[:used], positions[:used] = ids, 1, np.arange(used)
         return {"tokens": tokens, "document_ids": document_ids, "position_ids": positions}
+
+    def check_tokens(self, ids: np.ndarray, sample: dict[str, Any]) -> None:
+        """Raise a `UserError` for a token number that the encoder's vocabulary does not have."""
+        if len(ids) and ids.max() >= self.vocab_size:
+            raise UserError(
+                f"sample {sample.get('__key__')!r}: has the token {ids.max()}, the encoder only {self.vocab_size} "
+                "tokens: another tokenizer made it; tokenize the texts anew with the encoder's"
+            )
 
     def check_length(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.max_positions:
