@@ -66,10 +66,10 @@ MODELS = {
     "llama": (LlamaModel, LlamaConfig(**SMALL, **TEXT, rms_norm_eps=1e-2, hidden_act="gelu",
                                       rope_parameters=LLAMA3)),
 }  # fmt: skip
-RECIPES = {"vit": "autoencoder_digits", "convnextv2": "autoencoder_digits", "bert": "mlm_sotu", "modernbert": "mlm_sotu",
-           "gpt2": "clm_sotu", "llama": "clm_sotu"}  # fmt: skip
+RECIPES = {"vit": "autoencoder_digits", "convnextv2": "autoencoder_digits", "bert": "mlm_sotu",
+           "modernbert": "mlm_sotu", "gpt2": "clm_sotu", "llama": "clm_sotu"}  # fmt: skip
 QUICK = ("train.global_batch_size=4", "probe.every=0", "tracking.picture_every=0", "tracking.log_every=1",
-         "tracking.wandb.mode=disabled", "checkpoint.every=1", "checkpoint.asynchronous=false",
+         "tracking.wandb.mode=disabled", "checkpoint.every=1", "checkpoint.keep=3", "checkpoint.asynchronous=false",
          "schedule={name: constant}", "optimizer.lr=1e-6")  # fmt: skip
 
 
