@@ -52,7 +52,7 @@ from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
-from pretrain.weights.fit import LoadingReport
+from pretrain.weights.gaps import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 
 log = logging.getLogger(__name__)
