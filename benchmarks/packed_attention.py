@@ -15,7 +15,7 @@ import torch
 
 from pretrain.encoders.text.bert import BertEncoder, BertEncoderConfig
 from pretrain.engine.blocks import set_attention
-from pretrain.weights.from_transformers import ModelFolder
+from pretrain.weights.model_folder import ModelFolder
 
 VOCABULARY = 30_522
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.errors import UserError
 from pretrain.encoders.base import field
+from pretrain.evaluation.class_names import name_class
 
 MEMORY = 512 * 2**20
 """Bytes of decoded samples that are kept; what does not fit is decoded each time."""
@@ -86,8 +87,10 @@ class Labelled:
         classes: list[Any],
         numbers: NDArray[np.int64],
         notes: tuple[str, ...] = (),
+        names: list[str] | None = None,
     ) -> None:
         self.dataset, self.config, self.classes, self.numbers = dataset, config, classes, numbers
+        self.names = names
         self.notes = notes
         """What the reader of the results must know of the labels."""
         self.number_of = {label: i for i, label in enumerate(classes)}
@@ -97,23 +100,30 @@ class Labelled:
 
     def number(self, sample: dict[str, Any]) -> int:
         """The class number of a sample, `UNKNOWN` where no training sample has its class."""
-        return self.number_of.get(label_of(sample, self.config), UNKNOWN)
+        return self.number_of.get(label_of(sample, self.config, self.names), UNKNOWN)
 
     def select(self, indices: NDArray[np.int64]) -> Labelled:
-        return Labelled(self.dataset.select(indices), self.config, self.classes, self.numbers[indices])
+        chosen = self.dataset.select(indices)
+        return Labelled(chosen, self.config, self.classes, self.numbers[indices], names=self.names)
 
 
-def read_labelled(dataset: Dataset, config: LabelledDataConfig, classes: list[Any] | None = None) -> Labelled:
+def read_labelled(
+    dataset: Dataset,
+    config: LabelledDataConfig,
+    classes: list[Any] | None = None,
+    names: list[str] | None = None,
+) -> Labelled:
     """Decode a data set once and number its classes; samples whose label is null are left out.
 
     Args:
         classes: those of the training samples, where this is the test set.
+        names: of the classes that the data set numbers, where it names them; `classes` are then names too.
     Raises:
         UserError: no such field, no label at all, a damaged sample, fewer than two classes.
     """
     remembered = Remembered(dataset)
     try:
-        labels = [label_of(remembered[i], config) for i in range(len(dataset))]
+        labels = [label_of(remembered[i], config, names) for i in range(len(dataset))]
     except DamagedSampleError as error:
         raise UserError(
             f"{error}; run `python -m data_tools verify` and leave the damaged samples out"
@@ -138,7 +148,7 @@ def read_labelled(dataset: Dataset, config: LabelledDataConfig, classes: list[An
         notes.append(f"classes that no training sample has count as wrong: {', '.join(strange[:10])}")
     number_of = {label: i for i, label in enumerate(known)}
     numbers = np.array([number_of.get(labels[i], UNKNOWN) for i in present], dtype=np.int64)
-    return Labelled(remembered.select(present), config, known, numbers, tuple(notes))
+    return Labelled(remembered.select(present), config, known, numbers, tuple(notes), names)
 
 
 def hold_out(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
@@ -171,15 +181,15 @@ def order(label: Any) -> tuple[bool, float, str]:
     return not number, float(label) if number else 0.0, str(label)
 
 
-def label_of(sample: dict[str, Any], config: LabelledDataConfig) -> Any:
-    """The class of a sample as it stands there, or the name of the bin it falls into; None where it is null."""
+def label_of(sample: dict[str, Any], config: LabelledDataConfig, names: list[str] | None = None) -> Any:
+    """The class of a sample as it stands there, by its name, or the bin it falls into; None where it is null."""
     value = field(sample, config.label)
     if isinstance(value, (dict, list, np.ndarray)):
         raise UserError(
             f"data.label={config.label!r}: holds a {type(value).__name__}, not a class; name a single value"
         )
     if config.label_bins is None or value is None:
-        return value
+        return name_class(value, names)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"data.label_bins: {config.label}={value!r} of {sample['__key__']} is not a number")
     return bin_names(config.label_bins)[bisect.bisect_right(config.label_bins, value)]

@@ -33,6 +33,7 @@ from finetune.training import (
 )
 from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.ddp import DDPEngine
+from pretrain.evaluation.class_names import class_names, comparable_names
 from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
 from pretrain.trainer import Tracks, seed_of
 
@@ -72,11 +73,18 @@ def open_bench(config: Config) -> Bench:
             f"{modality}; choose another task or encoder"
         )
     assert config.data.train, "asked for with the settings"
-    train = read_labelled(open_for(config.data.train, modality), config.data)
+    given = open_for(config.data.train, modality)
+    pretrained.encoder.check_data(given, f"data.train={config.data.train}")
     if config.data.test is None:
+        train = read_labelled(given, config.data, names=class_names(given, config.data.label))
         train, test = hold_out(train, config.seed)
     else:
-        test = read_labelled(open_for(config.data.test, modality), config.data, train.classes)
+        asked = open_for(config.data.test, modality)
+        pretrained.encoder.check_data(asked, f"data.test={config.data.test}")
+        names, test_names, note = comparable_names(given, asked, config.data.label)
+        train = read_labelled(given, config.data, names=names)
+        test = read_labelled(asked, config.data, train.classes, test_names)
+        test.notes = (*test.notes, *filter(None, [note]))
     return Bench(config, pretrained, train, limit(test, config.data.test_samples, config.seed))
 
 

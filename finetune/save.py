@@ -12,12 +12,11 @@ from torch import nn
 from finetune.tasks.classification import Classification
 from pretrain.encoders.base import Encoder
 from pretrain.objectives.base import Batch
-from pretrain.release.release import record_settings, valid_tokens, write_whole
-from pretrain.weights.from_transformers import load_encoder, no_progress_bars
+from pretrain.release.release import choose_samples, record_settings, write_whole
+from pretrain.weights.from_transformers import load_encoder
+from pretrain.weights.model_folder import no_progress_bars
 
-SAMPLES = 8
 TOLERANCE = 1e-4
-MODEL_CLASSES = {"image": "AutoModelForImageClassification", "text": "AutoModelForSequenceClassification"}
 HEAD_NAMES = ("classifier", "score")
 
 
@@ -31,11 +30,10 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
     encoder = task.encoder.cpu().eval()
     for role in task.roles.values():
         role.cpu().eval()
-    samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
-    batch = encoder.collate([encoder.view(sample) for sample in samples])
+    batch = encoder.collate([encoder.view(s) for s in choose_samples(encoder, task.dataset.dataset)])
     with torch.no_grad():
         expected = task.logits(batch)  # (B, classes)
-    whole: Any = as_transformers(task, encoder)
+    whole: Any = as_transformers(task, encoder, batch, expected)
 
     def write(partial: Path) -> None:
         if whole is not None:
@@ -43,7 +41,7 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
             (partial / "config.json").unlink()
             (partial / "model.safetensors").unlink()
             whole.save_pretrained(partial)
-            logits = reopened_logits(partial, encoder, batch)
+            logits = reopened_logits(partial, task, batch)
         else:
             encoder.save(partial)
             record_settings(encoder, partial)
@@ -56,15 +54,17 @@ def save_classifier(task: Classification, folder: Path, result: dict[str, Any]) 
 
     write_whole(folder, write)
     if whole is not None:
-        return f"classifier: {folder} (transformers.{MODEL_CLASSES[encoder.modality]} opens it)"
+        return f"classifier: {folder} (transformers.{task.auto_model} opens it)"
     return (
         f"classifier: {folder} (encoder and head apart, since this family's classifier in transformers pools in "
         "another way; its README.md shows how to join them)"
     )
 
 
-def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
-    """The classifier as one model of `transformers`; None where its class computes something else."""
+def as_transformers(
+    task: Classification, encoder: Encoder, batch: Batch, expected: torch.Tensor
+) -> nn.Module | None:
+    """The classifier as one model of `transformers`; None where its class computes other logits for `batch`."""
     import transformers
 
     head: Any = task.roles["head"]
@@ -76,7 +76,7 @@ def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
     if not isinstance(head.norm, nn.Identity):
         return None
     try:
-        model = getattr(transformers, MODEL_CLASSES[encoder.modality]).from_config(config)
+        model = getattr(transformers, task.auto_model).from_config(config)
     except ValueError:
         return None  # the family has no such class
     linear = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
@@ -90,26 +90,19 @@ def as_transformers(task: Classification, encoder: Encoder) -> nn.Module | None:
     if report.missing_keys or report.unexpected_keys:
         return None
     linear.load_state_dict(head.linear.state_dict())
-    samples = [task.dataset.dataset[i] for i in range(min(SAMPLES, len(task.dataset)))]
-    batch = encoder.collate([encoder.view(sample) for sample in samples])
     with torch.no_grad():
-        same = torch.allclose(plain_logits(model.eval(), encoder, batch), task.logits(batch), atol=TOLERANCE)
-    return model if same else None
-
-
-def plain_logits(model: nn.Module, encoder: Any, batch: Batch) -> torch.Tensor:
-    """Logits (B, classes) as a user of plain `transformers` gets them."""
-    if encoder.modality == "image":
-        return model(pixel_values=encoder.pixels(batch["image"])).logits
-    return model(input_ids=batch["tokens"].long(), attention_mask=valid_tokens(batch).long()).logits
+        logits = model.eval()(**encoder.plain_inputs(batch)).logits  # (B, classes)
+    return model if torch.allclose(logits, expected, atol=TOLERANCE) else None
 
 
 @torch.no_grad()
-def reopened_logits(folder: Path, encoder: Encoder, batch: Batch) -> torch.Tensor:
+def reopened_logits(folder: Path, task: Classification, batch: Batch) -> torch.Tensor:
+    """Logits (B, classes) as a user of plain `transformers` gets them."""
     import transformers
 
-    opener = getattr(transformers, MODEL_CLASSES[encoder.modality])
-    return plain_logits(opener.from_pretrained(folder, local_files_only=True).eval(), encoder, batch)
+    model = getattr(transformers, task.auto_model).from_pretrained(folder, local_files_only=True).eval()
+    logits: torch.Tensor = model(**task.encoder.plain_inputs(batch)).logits
+    return logits
 
 
 @torch.no_grad()
@@ -128,8 +121,6 @@ def joined_logits(folder: Path, batch: Batch) -> torch.Tensor:
 
 def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: bool) -> str:
     """The folder's README."""
-    from pretrain.release.model_card import loading_code
-
     scores = ", ".join(f"{row['method']} {100 * row['mean']:.2f} %" for row in result["rows"])
     names = ", ".join(str(label) for label in task.dataset.classes)
     lines = [
@@ -148,7 +139,7 @@ def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: 
         "",
     ]
     if whole:
-        lines.append(f"Opens with `transformers.{MODEL_CLASSES[encoder.modality]}.from_pretrained`.")
+        lines.append(f"Opens with `transformers.{task.auto_model}.from_pretrained`.")
     else:
         norm = (
             'features = torch.nn.functional.layer_norm(features, features.shape[1:], head["norm.weight"], '
@@ -162,7 +153,7 @@ def card(task: Classification, encoder: Encoder, result: dict[str, Any], whole: 
             "",
             "```python",
             "from safetensors.torch import load_file\n"
-            + loading_code(encoder)
+            + encoder.card_code()
             + 'head = load_file(folder + "/head.safetensors")\n'
             + norm
             + 'logits = torch.nn.functional.linear(features, head["linear.weight"], head["linear.bias"])',

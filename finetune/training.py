@@ -29,7 +29,8 @@ from pretrain.optim.groups import check_rules
 from pretrain.release.release import load_run_encoder
 from pretrain.run.assemble import prepare_engine
 from pretrain.trainer import Tracks, Trainer
-from pretrain.weights.from_transformers import ModelFolder, load_encoder
+from pretrain.weights.from_transformers import load_encoder
+from pretrain.weights.model_folder import ModelFolder
 
 EVALUATION_BATCH = 256
 PROBE_SAMPLES = 4096

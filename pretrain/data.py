@@ -10,7 +10,7 @@ from data_tools.loader import Loader
 from data_tools.mixture import Mixture
 from data_tools.stream import PackedStream, Stream
 from pretrain.config.sections import Config, DataConfig, TrainConfig
-from pretrain.encoders.text.tokenizer import find_tokenizer
+from pretrain.encoders.text.tokenizer import find_tokenizer, fingerprint_of
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
 from pretrain.optim.config import check_schedule
@@ -26,7 +26,7 @@ def open_sources(data: DataConfig) -> Sources:
         UserError: one is not there, or their token numbers are those of different tokenizers.
     """
     sources = {path: open_dataset(path) for path in data.weights}
-    tokenizers = {path: tokenizer_file(dataset) for path, dataset in sources.items()}
+    tokenizers = {path: fingerprint_of(find_tokenizer(dataset)) for path, dataset in sources.items()}
     first, *others = tokenizers
     for other in others:
         if tokenizers[other] != tokenizers[first]:
@@ -50,18 +50,12 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
                 f"data.validation={path}: holds the same samples as {name}, which is trained on (data.path); give data "
                 "that are held out"
             )
-    if tokenizer_file(dataset) != tokenizer_file(first_of(sources)):
+    if fingerprint_of(find_tokenizer(dataset)) != fingerprint_of(find_tokenizer(first_of(sources))):
         raise UserError(
             f"data.validation={path}: was tokenized by another tokenizer than {next(iter(sources))}; tokenize it with "
             "the same"
         )
     return dataset
-
-
-def tokenizer_file(dataset: Dataset) -> bytes | None:
-    folder = find_tokenizer(dataset)
-    path = folder / "tokenizer.json" if folder else None
-    return path.read_bytes() if path and path.is_file() else None
 
 
 def first_of(sources: Sources) -> Dataset:

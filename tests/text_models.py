@@ -12,7 +12,7 @@ from data_tools.tokenizer import save_tokenizer, train_tokenizer
 from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.objectives.base import stack
-from pretrain.weights.from_transformers import ModelFolder
+from pretrain.weights.model_folder import ModelFolder
 
 TEXTS = (
     "the state of the union is strong, and the people of these states know it.",

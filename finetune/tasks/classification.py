@@ -39,6 +39,8 @@ class Classification(Objective):
     Config = ClassificationConfig
     modality: ClassVar[str]
     """Of the encoders that can learn it; also the field that its samples must have."""
+    auto_model: ClassVar[str]
+    """The class of `transformers` that opens such classifiers."""
     dataset: Any
 
     def __init__(self, config: Any, encoder: Encoder, dataset: Labelled) -> None:

@@ -32,6 +32,7 @@ class ImageClassification(Classification):
 
     Config = ImageClassificationConfig
     modality = "image"
+    auto_model = "AutoModelForImageClassification"
 
     def augment(self, view: Batch, rng: np.random.Generator) -> Batch:
         config = self.config

@@ -17,3 +17,4 @@ class TextClassification(Classification):
 
     Config = TextClassificationConfig
     modality = "text"
+    auto_model = "AutoModelForSequenceClassification"

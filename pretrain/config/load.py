@@ -138,9 +138,9 @@ def build_config(values: dict[str, Any]) -> Config:
     values = dict(values)
     encoder = values.get("encoder")
     if isinstance(encoder, dict) and encoder.get("from_pretrained"):
-        from pretrain.weights.fit import settings_of_folder
+        from pretrain.weights.model_folder import resolve_encoder
 
-        values["encoder"] = settings_of_folder(encoder)
+        values["encoder"] = resolve_encoder(encoder)
     for section, find in (("objective", objective_class), ("encoder", encoder_class)):
         own = values.get(section)
         if not isinstance(own, dict) or "name" not in own:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
 from data_tools.loader import collate
+from pretrain.encoders.hf_model import read_hf_config, split_settings
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
@@ -21,7 +23,15 @@ class Encoder(nn.Module):
     """
 
     Config: ClassVar[type]
+    HFConfig: ClassVar[Any] = None
+    """The family's configuration in `transformers`."""
+    derived: ClassVar[tuple[str, ...]] = ()
+    """Names in it that follow from settings with other names."""
     modality: ClassVar[str]
+    pipeline: ClassVar[str] = "feature-extraction"
+    """What its model card calls its use, in the Hugging Face hub's words."""
+    card_notes: ClassVar[str] = ""
+    """What its model card says of using it, beside the code."""
     model_types: ClassVar[tuple[str, ...]] = ()
     """The `model_type` of the `transformers` folders that this family opens."""
     dim: int
@@ -65,11 +75,30 @@ class Encoder(nn.Module):
 
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        """Our settings for a `transformers` folder with the `config.json` `values`."""
-        raise UserError(
-            f"{folder}: a {values.get('model_type')} folder that this project has not released cannot be opened yet; "
-            "release a run, or give a folder of another family"
-        )
+        """The settings that a `transformers` folder with the `config.json` `values` stands for, wholly."""
+        return split_settings(read_hf_config(cls.HFConfig, values, folder), cls.Config, cls.derived)
+
+    def card_code(self) -> str:
+        """Code for the model card that gives the pooled features of one sample, with nothing but `transformers`."""
+        raise TypeError(f"{type(self).__name__} must define card_code()")
+
+    def find_valid(self, batch: dict[str, Any]) -> Tensor:
+        """Which tokens (B, N) of whole samples, or which samples (B,), are no padding. By default all."""
+        return torch.ones(len(next(iter(batch.values()))), dtype=torch.bool)
+
+    def plain_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """A batch of whole samples as arguments of the `transformers` model."""
+        raise TypeError(f"{type(self).__name__} must define plain_inputs()")
+
+    def check_processor(self, folder: Path, samples: list[dict[str, Any]]) -> None:
+        """Compare what a released folder's processor makes of samples with what training sees.
+
+        Raises:
+            UserError: they differ.
+        """
+
+    def check_data(self, dataset: Any, place: str) -> None:
+        """Raise a `UserError` where the samples of a data set (`place`: the setting that names it) are not for us."""
 
     def save(self, folder: Path) -> None:
         """Write a folder that `transformers.AutoModel` opens, with its processor or tokenizer.

@@ -11,8 +11,9 @@ from torch import Tensor
 from data_tools.dataset import DamagedSampleError, Dataset, open_dataset
 from data_tools.errors import OneRankError, UserError
 from pretrain.config.sections import ProbeConfig
-from pretrain.encoders.base import field
+from pretrain.encoders.base import Encoder, field
 from pretrain.engine.base import Engine
+from pretrain.evaluation.class_names import comparable_names, name_class
 from pretrain.evaluation.shares import share_batches
 from pretrain.objectives.base import Objective
 
@@ -38,7 +39,11 @@ class OnlineProbe:
         test, test_labels = embed(self.test, objective, engine, self.config.label)
 
         def classify() -> dict[str, float]:
-            numbers = number_classes([*train_labels, *test_labels])
+            names, test_names, _ = comparable_names(self.train, self.test, self.config.label)
+            numbers = number_classes(
+                [name_class(label, names) for label in train_labels]
+                + [name_class(label, test_names) for label in test_labels]
+            )
             labels = numbers[: len(train)], numbers[len(train) :]
             with torch.autocast(
                 train.device.type, enabled=False
@@ -50,6 +55,12 @@ class OnlineProbe:
 
         accuracies: dict[str, float] = engine.on_main_process(classify)
         return accuracies
+
+
+def check_probe_data(probe: OnlineProbe, encoder: Encoder) -> None:
+    """Raise a `UserError` where the probe's samples are not for this encoder: tokens of another tokenizer."""
+    encoder.check_data(probe.train, f"probe.train={probe.config.train}")
+    encoder.check_data(probe.test, f"probe.test={probe.config.test}")
 
 
 def first(dataset: Dataset, count: int) -> Dataset:

@@ -83,6 +83,10 @@ class Attribute(Objective):
                 metrics[f"{name}_unknown"] = (unknown.sum(), torch.ones_like(unknown).sum())
         return Loss(total, metrics)
 
+    def describe_supervision(self) -> str:
+        labels = [spec.field for spec in self.specs.values() if spec.field]
+        return f"with the labels {', '.join(labels)}" if labels else super().describe_supervision()
+
 
 class Heads(nn.Module):
     """A linear layer for each attribute."""

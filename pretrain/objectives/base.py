@@ -171,6 +171,10 @@ class Objective:
         """The encoder that a run is for."""
         return self.encoder if self.product == "encoder" else cast("Encoder", self.roles[self.product])
 
+    def describe_supervision(self) -> str:
+        """For the model card, after "pretrained": what told the encoder what is right."""
+        return "without labels"
+
     def picture(self, batch: Batch) -> Picture | None:
         """What was given, what was hidden and what was guessed, for people. Called on all ranks together."""
         return None

@@ -17,63 +17,30 @@ from pretrain.tracking.environment import redact, redact_text
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
     from pretrain.encoders.base import Encoder
+    from pretrain.objectives.base import Objective
 
-POOLING_CODE = {
-    ("vit", "mean"): "tokens[:, 1:].mean(1)  # the mean of the patch tokens; token 0 is the class token",
-    ("vit", "cls"): "tokens[:, 0]  # the class token",
-    (
-        "text",
-        "mean",
-    ): "(tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)  # mean over real tokens",
-    ("text", "first"): "tokens[:, 0]  # the first token",
-    ("text", "last"): "tokens[torch.arange(len(tokens)), mask.sum(1) - 1]  # the last real token",
-    ("image", "mean"): "tokens.flatten(2).mean(2)  # the mean over places",
-}
-IMAGE_CODE = """\
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-folder = "."  # where this file lies
-processor = AutoImageProcessor.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder{options}).eval()
-image = Image.open("picture.png").convert("{mode}")
-with torch.no_grad():
-    tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
-features = {pooling}
-"""
-TEXT_CODE = """\
-import torch
-from transformers import AutoModel, AutoTokenizer
-
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder{options}).eval()
-inputs = tokenizer(["Fellow citizens"], return_tensors="pt")
-inputs.pop("token_type_ids", None)
-mask = inputs["attention_mask"]
-with torch.no_grad():
-    tokens = model(**inputs).last_hidden_state
-features = {pooling}
-"""
 LICENCE_CHARACTERS = 600
 """A licence file longer than that is a whole licence; its head names it."""
-PIPELINES = {"image": "image-feature-extraction", "text": "feature-extraction"}
+RUNS_OWN = (
+    "step", "position", "epoch", "time", "lr", "grad_norm", "skipped_updates", "damaged_samples",
+    "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
+    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+)  # fmt: skip
+"""Values of a metrics line that tell of the run and its machines, not of the model."""
 
 
-def write_model_card(
-    folder: Path, run: Path, config: Config, encoder: Encoder, dataset: Dataset, step: int
-) -> None:
-    """Write `README.md` into a release folder."""
+def write_model_card(folder: Path, run: Path, objective: Objective, config: Config, step: int) -> None:
+    """Write `README.md` into the release folder of the encoder that `objective` trained."""
+    encoder, dataset = objective.product_encoder, objective.dataset
     recipe = redact(without_folders(to_dict(config) | {"run_dir": None}))
     title = f"{config.name}: {encoder.config.name} encoder, pretrained with {config.objective.name}"
     sections = [
         front_matter(config, encoder),
         f"# {title}",
-        f"An encoder pretrained without labels by `{config.objective.name}` for {step:,} steps of "
+        f"An encoder pretrained {objective.describe_supervision()} by `{config.objective.name}` for {step:,} steps of "
         f"{config.train.global_batch_size:,} samples. It holds {parameters(encoder):,} parameters and gives one vector "
         f"of width {encoder.dim} a token.",
-        "## Use\n\n```python\n" + loading_code(encoder) + "```" + use_notes(encoder),
+        "## Use\n\n```python\n" + encoder.card_code() + "```\n\n" + use_notes(encoder),
         "## Data\n\n" + data_section(config, dataset),
         "## Results\n\n" + results_section(run),
         "## Recipe\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False) + "```",
@@ -88,7 +55,7 @@ def front_matter(config: Config, encoder: Encoder) -> str:
         "library_name": "transformers",
         "license": "other",
         "license_name": "to-be-chosen",
-        "pipeline_tag": PIPELINES.get(encoder.modality, "feature-extraction"),
+        "pipeline_tag": encoder.pipeline,
         "tags": ["self-supervised", "masquerade", config.objective.name, encoder.config.name],
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
@@ -98,27 +65,9 @@ def parameters(encoder: Encoder) -> int:
     return sum(p.numel() for p in encoder.model.parameters())
 
 
-def loading_code(encoder: Encoder) -> str:
-    """Code that gives the pooled features of one picture or text, with nothing but `transformers`."""
-    from pretrain.weights.from_transformers import without_pooler
-
-    options = "".join(f", {key}={value}" for key, value in without_pooler(type(encoder.model)).items())
-    pooling = getattr(encoder.config, "pooling", "mean")
-    code = POOLING_CODE.get((encoder.config.name, pooling)) or POOLING_CODE[(encoder.modality, pooling)]
-    mode = "L" if getattr(encoder.config, "num_channels", 3) == 1 else "RGB"
-    template = IMAGE_CODE if encoder.modality == "image" else TEXT_CODE
-    return template.format(options=options, pooling=code, mode=mode)
-
-
 def use_notes(encoder: Encoder) -> str:
-    notes = "\n\nThe pooling above is the one that probes and fine-tuning used. There is no pooler head."
-    if encoder.modality != "image":
-        return notes
-    return notes + (
-        " The processor resizes the short side, crops the centre and normalises, exactly as in training for 8-bit "
-        "pictures on the Pillow back-end (torchvision's resizing differs by a few grey levels); pictures of 16 bit are "
-        "to be scaled to 8 bit first."
-    )
+    notes = "The pooling above is the one that probes and fine-tuning used. There is no pooler head."
+    return " ".join(filter(None, (notes, encoder.card_notes)))
 
 
 def data_section(config: Config, dataset: Dataset) -> str:
@@ -168,11 +117,9 @@ def results_section(run: Path) -> str:
 
 
 def shown(key: str, value: Any) -> bool:
-    """Whether a value of a metrics line says something of the model (its throughput and position do not)."""
+    """Whether a value of a metrics line says something of the model; a phase's own are called `phase/key`."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return is_number and key not in (
-        "step", "position", "epoch", "time", "samples_per_second", "data_wait", "lr", "grad_norm"
-    )  # fmt: skip
+    return is_number and key.rpartition("/")[2] not in RUNS_OWN
 
 
 def finetune_table(path: Path) -> list[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_tools.dataset import Dataset
+from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.errors import UserError
 from pretrain.checkpoint.folder import newest_valid
 from pretrain.checkpoint.weights import read_weights
@@ -22,28 +22,35 @@ from pretrain.config.schema import plain
 from pretrain.config.sections import Config
 from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
-from pretrain.objectives.base import Batch
+from pretrain.encoders.hf_model import without_pooler
+from pretrain.objectives.base import Batch, Objective
 from pretrain.release.model_card import write_model_card
 from pretrain.run.folder import load_run_config
-from pretrain.weights.from_transformers import SETTINGS_KEY, no_progress_bars, refuse_gaps, without_pooler
+from pretrain.weights.from_transformers import refuse_loading_gaps
+from pretrain.weights.model_folder import SETTINGS_KEY, no_progress_bars
 
 log = logging.getLogger(__name__)
 SAMPLES = 8
 """Real samples on which the release must equal the trained encoder."""
 TOLERANCE = 1e-4
 """Largest difference of tokens of about unit variance: the model's own forward sums in another order than ours."""
-ONE_GREY_LEVEL = 1.01 / 255
-"""The stock processor rounds bytes after resizing, and so do we; the two may round one level apart."""
 
 
 @dataclass(frozen=True)
 class Trained:
     """The encoder of a run as its newest valid checkpoint holds it, averaged where the run keeps an average."""
 
-    encoder: Encoder
+    objective: Objective
     config: Config
-    dataset: Dataset
     step: int
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.objective.product_encoder
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.objective.dataset
 
 
 def load_run_encoder(run: Path) -> Trained:
@@ -68,7 +75,8 @@ def load_run_encoder(run: Path) -> Trained:
     for name, module in objective.roles.items():
         module.load_state_dict(state[name])
     step = int(json.loads((checkpoint / "progress.json").read_text())["step"])
-    return Trained(objective.product_encoder.eval(), config, dataset, step)
+    objective.product_encoder.eval()
+    return Trained(objective, config, step)
 
 
 def release_run(run: Path, out: Path | None = None) -> Path:
@@ -89,7 +97,7 @@ def release_run(run: Path, out: Path | None = None) -> Path:
         trained.encoder.save(folder)
         record_settings(trained.encoder, folder)
         check_release(trained.encoder, trained.dataset, folder)
-        write_model_card(folder, run, trained.config, trained.encoder, trained.dataset, trained.step)
+        write_model_card(folder, run, trained.objective, trained.config, trained.step)
 
     return write_whole(out, write)
 
@@ -108,6 +116,7 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
+        follow_umask(partial)
         if out.exists():
             shutil.rmtree(previous, ignore_errors=True)
             out.rename(previous)
@@ -122,12 +131,20 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> Path:
     return out
 
 
+def follow_umask(folder: Path) -> None:
+    """Give the files of a folder that was just made the mode of any new file: safetensors writes them for us alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(folder.stat().st_mode & 0o666)
+
+
 def record_settings(encoder: Encoder, folder: Path) -> None:
     """Keep the encoder's own settings (such as its pooling) in `config.json`, where `load_encoder` finds them."""
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values[SETTINGS_KEY] = plain(asdict(encoder.config))
-    values[SETTINGS_KEY].pop("from_pretrained", None)  # where these weights once came from is not theirs
+    for name in ("from_pretrained", "transformers"):  # where weights once came from; what stands here anyway
+        values[SETTINGS_KEY].pop(name, None)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -147,52 +164,45 @@ def check_release(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
         use_safetensors=True,
         **without_pooler(type(encoder.model)),
     )
-    refuse_gaps(report, folder)
+    refuse_loading_gaps(report, folder)
     encoder = encoder.cpu().eval()
-    samples = [dataset[i] for i in range(min(SAMPLES, len(dataset)))]
+    samples = choose_samples(encoder, dataset)
     batch = encoder.collate([encoder.view(sample) for sample in samples])
-    expected, mask = encoder(batch), valid_tokens(batch)
-    difference = (plain_forward(model.eval(), encoder, batch) - expected).abs()[mask].max().item()
+    expected, mask = encoder(batch), encoder.find_valid(batch)
+    difference = (plain_tokens(model.eval(), encoder, batch) - expected).abs()[mask].max().item()
     if not difference <= TOLERANCE:
         raise UserError(
             f"{folder}: its outputs differ from the trained encoder's by {difference:.2g} "
             f"(at most {TOLERANCE:g} is rounding); the release is not written, please report this"
         )
-    if encoder.modality == "image":
-        check_processor(encoder, samples, batch, folder)
+    encoder.check_processor(folder, samples)
 
 
-def plain_forward(model: nn.Module, encoder: Any, batch: Batch) -> Tensor:
-    """Tokens (B, N, D) as a user of plain `transformers` gets them from the same whole samples."""
-    if encoder.modality == "image":
-        tokens = model(pixel_values=encoder.pixels(batch["image"])).last_hidden_state
-        return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
-    return model(
-        input_ids=batch["tokens"].long(), attention_mask=valid_tokens(batch).long()
-    ).last_hidden_state
+def choose_samples(encoder: Encoder, dataset: Any) -> list[dict[str, Any]]:
+    """The first few samples of a data set, or a labelled one, that are whole and have something to see in them.
 
-
-def valid_tokens(batch: Batch) -> Any:
-    """Where a text batch holds tokens and no padding, (B, N); everything of other batches."""
-    return batch["document_ids"] > 0 if "document_ids" in batch else slice(None)
-
-
-def check_processor(encoder: Any, samples: list[dict[str, Any]], batch: Batch, folder: Path) -> None:
-    """Pixels from `AutoImageProcessor` must be those that training saw, up to one grey level where it resizes."""
-    from transformers import AutoImageProcessor
-
-    if (
-        samples[0]["image"].dtype.name != "uint8"
-        or encoder.config.num_channels != samples[0]["image"].shape[2]
-    ):
-        return  # deeper or converted pictures are prepared by their users; the model card says how
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    ours = encoder.displayable(encoder.pixels(batch["image"]))
-    images = [sample["image"] for sample in samples]
-    stock = processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-    difference = (encoder.displayable(stock) - ours).abs().max().item()
-    if not difference <= ONE_GREY_LEVEL:
+    Raises:
+        UserError: there are none.
+    """
+    chosen: list[dict[str, Any]] = []
+    for i in range(len(dataset)):
+        try:
+            sample = dataset[i]
+        except DamagedSampleError:
+            continue
+        if bool(torch.as_tensor(encoder.find_valid(encoder.collate([encoder.view(sample)]))).any()):
+            chosen.append(sample)
+        if len(chosen) == SAMPLES:
+            break
+    if not chosen:
         raise UserError(
-            f"{folder}: its image processor gives pixels that differ from training's by {difference * 255:.1f} grey "
-            "levels; the release is not written, please report this"
+            f"{dataset.folder}: has no sample with anything in it, to compare the encoder's outputs on; "
+            "restore the run's data"
         )
+    return chosen
+
+
+def plain_tokens(model: Any, encoder: Encoder, batch: Batch) -> Tensor:
+    """Tokens (B, N, D) as a user of plain `transformers` gets them from the same whole samples."""
+    tokens: Tensor = model(**encoder.plain_inputs(batch)).last_hidden_state
+    return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens

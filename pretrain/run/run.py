@@ -32,7 +32,7 @@ from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World, closing_engine
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
-from pretrain.evaluation.probes import OnlineProbe
+from pretrain.evaluation.probes import OnlineProbe, check_probe_data
 from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import REQUEUE, REQUEUE_WISH, StopRequest
 from pretrain.guards.watchdog import SHARE_OF_TIMEOUT, Watchdog
@@ -53,7 +53,7 @@ from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.trainer import Hook, Tracks, Trainer, seed_of
-from pretrain.weights.fit import LoadingReport
+from pretrain.weights.gaps import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 
 log = logging.getLogger(__name__)
@@ -282,6 +282,7 @@ def picture_hook(
 
 def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
     probe = OnlineProbe(config.probe)
+    check_probe_data(probe, objective.product_encoder)
 
     def hook(step: int) -> None:
         with engine.evaluating(objective):

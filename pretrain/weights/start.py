@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatch
+import json
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_tools.dataset import open_dataset
 from data_tools.errors import UserError
 from data_tools.remote import is_remote
-from pretrain.checkpoint.folder import complete, find_fault, newest_valid, step_of
+from pretrain.checkpoint.folder import IDENTITY, complete, find_fault, newest_valid, step_of
 from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes
+from pretrain.config.schema import plain
 from pretrain.config.sections import Config
+from pretrain.config.show import flatten
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.text.tokenizer import find_tokenizer, fingerprint_of
 from pretrain.objectives.base import Objective
-from pretrain.weights.fit import LoadingReport, load_pretrained
-from pretrain.weights.from_transformers import enumerated
+from pretrain.weights.from_transformers import load_pretrained
+from pretrain.weights.gaps import LoadingReport, leave_out_allowed, refuse_gaps
 
+OF_TRAINING = ("from_pretrained", "max_length", "pooling", "initializer_", "drop")
+"""Words in the names of an encoder's settings that do not change what weights mean."""
 FETCHED = "init_from"
 """Where a run keeps the checkpoint that it has started from, if that came from a URL."""
 
@@ -95,7 +103,7 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
     saved = saved_shapes(checkpoint)
     own = {role: module.state_dict() for role, module in objective.roles.items()}
     wanted = {f"{role}.{name}": tensor for role, state in own.items() for name, tensor in state.items()}
-    refuse_gaps(checkpoint, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, allowed)
+    refuse_role_gaps(checkpoint, saved, {name: tuple(t.shape) for name, t in wanted.items()}, allowed)
     both = {
         role: {name: tensor for name, tensor in state.items() if f"{role}.{name}" in saved}
         for role, state in own.items()
@@ -105,24 +113,43 @@ def load_roles(checkpoint: Path, objective: Objective, allowed: tuple[str, ...] 
         module.load_state_dict({**own[role], **both[role]})
     loaded = sum(len(state) for state in both.values())
     missing, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
-    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused)
+    differing = find_differences(checkpoint, objective.encoder)
+    return LoadingReport(str(checkpoint), loaded, missing=missing, unused=unused, differing=differing)
 
 
-def refuse_gaps(
-    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: Iterable[str]
+def find_differences(checkpoint: Path, encoder: Encoder) -> list[str]:
+    """What of the encoder that a checkpoint was trained with no shape tells, and is another here: a line each."""
+    path = checkpoint / IDENTITY
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    there = flatten(saved.get("config", {}).get("encoder", {}))
+    here = flatten(plain(asdict(encoder.config)))
+    lines = [
+        f"encoder.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there and there.get(key) != here.get(key) and not any(word in key for word in OF_TRAINING)
+    ]
+    sources = saved.get("config", {}).get("data", {}).get("path", "")
+    place = next(iter(sources), "") if isinstance(sources, dict) else sources
+    with suppress(UserError, OSError):  # the data are not there any more
+        theirs = None if is_remote(place) else fingerprint_of(find_tokenizer(open_dataset(place)))
+        ours = fingerprint_of(getattr(encoder, "tokenizer_folder", None))
+        if ours and theirs and ours != theirs:
+            lines.append(f"tokenizer: that of {place} there, another one here")
+    return lines
+
+
+def refuse_role_gaps(
+    checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any], allowed: tuple[str, ...]
 ) -> None:
-    """Raise a `UserError` naming every tensor that is missing, unexpected or of another shape."""
-    faults = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
-    faults |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
-    faults = {n: f for n, f in faults.items() if not any(fnmatch(n, pattern) for pattern in allowed)}
-    faults |= {
+    """Raise a `UserError` naming every `<role>.<name>` that is missing, unexpected or of another shape."""
+    gaps = dict.fromkeys(sorted(wanted.keys() - saved.keys()), "missing")
+    gaps |= dict.fromkeys(sorted(saved.keys() - wanted.keys()), "unexpected")
+    reshaped = {
         name: f"of shape {saved[name]}, not {wanted[name]}"
         for name in sorted(saved.keys() & wanted.keys())
         if saved[name] != wanted[name]
     }
-    if faults:
-        example = f"allow_keys=['{next(iter(faults)).split('.')[0]}.*']"
-        raise UserError(
-            f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}: "
-            + enumerated([f"{name} is {fault}" for name, fault in faults.items()])
-        )
+    faults = leave_out_allowed(gaps, allowed) | reshaped
+    example = f"allow_keys=['{next(iter(faults), 'decoder').split('.')[0]}.*']"
+    place = f"init_from ({checkpoint}): does not fit; name what may differ in allow_keys, e.g. {example}"
+    refuse_gaps(place, faults)

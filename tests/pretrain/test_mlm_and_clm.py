@@ -23,7 +23,7 @@ from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.ops.linear_cross_entropy import IGNORE
 from pretrain.optim.build import build_optimizer
 from pretrain.run.run import build_objective
-from pretrain.weights.from_transformers import ModelFolder
+from pretrain.weights.model_folder import ModelFolder
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from pretrain.weights.from_transformers import load_encoder
 # A stranger's interpreter: no environment, another folder, and our packages cannot be imported at all.
 STRANGER = """
 import sys
+from dataclasses import replace
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("pretrain", "finetune", "data_tools", "launch"):
@@ -108,7 +110,7 @@ def test_text_release_opens_with_its_tokenizer_and_gives_the_pooled_features(tmp
     with torch.no_grad():
         torch.testing.assert_close(theirs, encoder.pool(encoder(batch), batch)[0], atol=1e-5, rtol=1e-4)
     loaded = load_encoder(folder)
-    assert loaded.config == encoder.config
+    assert replace(loaded.config, transformers=None) == encoder.config
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), encoder.parameters(), strict=True))
 
 
@@ -139,7 +141,7 @@ def test_stock_processor_sees_what_training_sees(tmp_path, channels, shape):
 def test_load_encoder_gives_back_weights_settings_and_what_trains(run):
     folder, encoder = run
     loaded = load_encoder(folder / "release")
-    assert loaded.config == encoder.config
+    assert replace(loaded.config, transformers=None) == encoder.config
     for (name, ours), (loaded_name, theirs) in zip(
         encoder.named_parameters(), loaded.named_parameters(), strict=True
     ):

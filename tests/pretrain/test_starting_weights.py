@@ -18,8 +18,9 @@ from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.release.release import release_run
 from pretrain.run.run import run
-from pretrain.weights.fit import fit_channels, interpolate_grid, load_pretrained, settings_of_folder
-from pretrain.weights.from_transformers import load_encoder
+from pretrain.weights.fit import fit_channels, interpolate_grid
+from pretrain.weights.from_transformers import load_encoder, load_pretrained
+from pretrain.weights.model_folder import resolve_encoder
 from pretrain.weights.start import load_starting_weights
 
 QUICK = ("train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",
@@ -28,7 +29,7 @@ QUICK = ("train.steps=2", "train.global_batch_size=8", "probe.every=0", "trackin
 
 def continued(folder, dataset=None, **own):
     """An encoder of the folder's family and settings, `own` apart, with its weights."""
-    settings = settings_of_folder({"from_pretrained": str(folder), **own})
+    settings = resolve_encoder({"from_pretrained": str(folder), **own})
     cls = encoder_class(settings["name"])
     torch.manual_seed(5)
     encoder = cls(build_section(cls.Config, settings, "encoder"), dataset)
@@ -137,14 +138,18 @@ def test_a_stock_bert_with_heads_goes_on_and_its_norms_are_its_own(tmp_path):
 )
 def test_what_cannot_be_fitted_is_one_line(vit, own, message):
     with pytest.raises(UserError, match=message):
-        continued(vit[0], **own) if "from_pretrained" not in own else settings_of_folder(own)
+        continued(vit[0], **own) if "from_pretrained" not in own else resolve_encoder(own)
 
 
 def test_another_tokenizer_is_refused(tmp_path):
     dataset = make_tokenizer(tmp_path / "a")
     make_encoder("bert", dataset).save(tmp_path / "model")
     file = tmp_path / "model" / "tokenizer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()), indent=3))
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "truncation": None}, indent=3))
+    continued(tmp_path / "model", dataset)  # laid out anew, it is the same tokenizer
+    values["model"]["merges"].pop()
+    file.write_text(json.dumps(values))
     with pytest.raises(UserError, match="another tokenizer"):
         continued(tmp_path / "model", dataset)
 

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 from data_tools.errors import UserError
 from pretrain.encoders.text.gpt2 import GPT2Encoder, GPT2EncoderConfig
 from pretrain.objectives.base import stack
-from pretrain.weights.from_transformers import ModelFolder, load_encoder
+from pretrain.weights.from_transformers import load_encoder
+from pretrain.weights.model_folder import ModelFolder
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,16 @@ from torch import Tensor
 
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, field
+from pretrain.encoders.hf_model import pooler_option
+from pretrain.encoders.image.card import NOTES, image_code
+from pretrain.encoders.image.processor import open_image_processor
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
+
+ONE_GREY_LEVEL = 1.01 / 255
+"""The stock processor rounds bytes after resizing, and so do we; the two may round one level apart."""
 
 
 def image_to_array(image: np.ndarray, channels: int, place: str) -> np.ndarray:
@@ -38,6 +45,8 @@ class ImageEncoder(Encoder):
     """An encoder of images: resizes, and normalises on the device what travels as bytes."""
 
     modality = "image"
+    pipeline = "image-feature-extraction"
+    card_notes = NOTES
 
     def __init__(self, config: Any, dataset: Dataset | None) -> None:
         super().__init__(config, dataset)
@@ -70,6 +79,35 @@ class ImageEncoder(Encoder):
     def draw(self, rows: dict[str, Tensor]) -> ImageGrid:
         """By title, images (B, C, H, W) in [0, 1]."""
         return ImageGrid(rows)
+
+    def pooling_code(self) -> str:
+        """`pool` as an expression of what `transformers` calls `last_hidden_state`."""
+        raise TypeError(f"{type(self).__name__} must define pooling_code()")
+
+    def card_code(self) -> str:
+        return image_code(self.pooling_code(), self.config.num_channels, pooler_option(type(self.model)))
+
+    def plain_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels(batch["image"])}
+
+    def check_processor(self, folder: Path, samples: list[dict[str, Any]]) -> None:
+        """Pixels from `AutoImageProcessor` must be those that training saw, up to one grey level where it resizes.
+
+        Deeper or converted pictures are prepared by their users; the model card says how.
+        """
+        images = [sample["image"] for sample in samples]
+        if any(i.dtype != np.uint8 or i.shape[2] != self.config.num_channels for i in images):
+            return
+        stock = open_image_processor(folder)(images, return_tensors="pt", input_data_format="channels_last")[
+            "pixel_values"
+        ]
+        ours = self.pixels(torch.stack([torch.as_tensor(self.view(sample)["image"]) for sample in samples]))
+        difference = (self.displayable(stock) - self.displayable(ours)).abs().max().item()
+        if not difference <= ONE_GREY_LEVEL:
+            raise UserError(
+                f"{folder}: its image processor gives pixels that differ from training's by {difference * 255:.1f} "
+                "grey levels; the release is not written, please report this"
+            )
 
     def displayable(self, pixels: Tensor) -> Tensor:
         """The inverse of `pixels`: floats in [0, 1] for the eye."""

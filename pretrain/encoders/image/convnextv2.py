@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
 from data_tools.errors import UserError
+from pretrain.encoders.hf_model import build_hf_config, build_hf_model
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 
@@ -35,6 +36,9 @@ class ConvNextV2EncoderConfig:
     depths: tuple[int, ...] = (3, 3, 9, 3)
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{hidden_act: relu}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -43,6 +47,8 @@ class ConvNextV2Encoder(ImageEncoder):
     """The last feature map as tokens, row by row."""
 
     Config = ConvNextV2EncoderConfig
+    HFConfig = ConvNextV2Config
+    derived = ("num_stages", "stage_names", "out_features", "out_indices")
     model_types = ("convnextv2",)
     model: ConvNextV2Model
 
@@ -60,17 +66,13 @@ class ConvNextV2Encoder(ImageEncoder):
             raise UserError(
                 f"encoder.image_size={config.image_size}: too small for {len(config.depths)} stages"
             )
-        self.model = ConvNextV2Model(
-            ConvNextV2Config(
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                num_channels=config.num_channels,
-                num_stages=len(config.depths),
-                hidden_sizes=list(config.hidden_sizes),
-                depths=list(config.depths),
-                drop_path_rate=0.0,
-            )
-        )
+        values = {
+            "num_stages": len(config.depths),
+            "hidden_sizes": list(config.hidden_sizes),
+            "depths": list(config.depths),
+        }
+        hf = build_hf_config(ConvNextV2Config, config, self.derived, {}, values)
+        self.model = build_hf_model(ConvNextV2Model, hf)
         self.dim = config.hidden_sizes[-1]
         self.model.apply(variance_preserving)
         # The norm behind transformers' own pooling is not on the way to the tokens, so nothing would ever train it.
@@ -86,6 +88,9 @@ class ConvNextV2Encoder(ImageEncoder):
         x = self.model.encoder(x).last_hidden_state  # (B, D, h, w)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
+    def pooling_code(self) -> str:
+        return "tokens.flatten(2).mean(2)  # the mean over places"
+
     def blocks(self) -> list[nn.Module]:
         return [
             m
@@ -95,11 +100,8 @@ class ConvNextV2Encoder(ImageEncoder):
 
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        """The settings of any `transformers` folder of this family."""
-        hf = ConvNextV2Config.from_dict(values)
-        processor = {"image_size": hf.image_size} | read_image_processor(folder)
-        own = {name: getattr(hf, name) for name in ("patch_size", "num_channels", "hidden_sizes", "depths")}
-        return {**processor, **own}
+        """What the processor delivers is the image size: the model itself takes any."""
+        return {**super().settings_from(folder, values), **read_image_processor(folder)}
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

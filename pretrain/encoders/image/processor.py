@@ -38,6 +38,13 @@ def save_image_processor(config: Any, folder: Path) -> None:
     (folder / PROCESSOR_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def open_image_processor(folder: Path) -> Any:
+    """`AutoImageProcessor` of a local folder."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def read_image_processor(folder: Path) -> dict[str, Any]:
     """What a folder says of its input: `image_mean`, `image_std`, and `image_size` where it is a single number.
 

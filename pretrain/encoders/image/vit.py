@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from data_tools.errors import UserError
+from pretrain.encoders.hf_model import build_hf_config, build_hf_model
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 from pretrain.encoders.patches import PatchEncoder
@@ -39,6 +40,9 @@ class ViTEncoderConfig:
     pooling: Literal["mean", "cls"] = "mean"
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{hidden_act: relu}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -47,6 +51,7 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
     """Patches in, tokens out; patches that are hidden are dropped before the first block (MAE's encoder)."""
 
     Config = ViTEncoderConfig
+    HFConfig = ViTConfig
     model_types = ("vit",)
     lead = 1
     model: ViTModel
@@ -57,7 +62,7 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
             raise UserError(
                 f"encoder.patch_size={config.patch_size}: does not divide encoder.image_size={config.image_size}"
             )
-        self.model = ViTModel(hf_config(config), add_pooling_layer=False)
+        self.model = build_hf_model(ViTModel, hf_config(config))
         self.dim = config.hidden_size
         self.patch = (config.patch_size, config.patch_size)
         self.grid = (config.image_size // config.patch_size,) * 2
@@ -99,6 +104,7 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
             x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))  # (B, K, D)
         cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
         x = torch.cat([cls.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + K, D)
+        x = embeddings.dropout(x)
         for layer in self.model.layers:
             x = layer(x)
         return self.model.layernorm(x)
@@ -110,6 +116,11 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
         """The mean of the patch tokens, or the class token: (B, 1 + N, D) → (B, D)."""
         return tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(1)
 
+    def pooling_code(self) -> str:
+        if self.config.pooling == "cls":
+            return "tokens[:, 0]  # the class token"
+        return "tokens[:, 1:].mean(1)  # the mean of the patch tokens; token 0 is the class token"
+
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)
 
@@ -118,13 +129,8 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
 
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        """What `config.json` writes is the difference to `transformers.ViTConfig`'s defaults."""
-        hf = ViTConfig.from_dict(values)
-        sizes = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers")
-        more = ("num_attention_heads", "intermediate_size")
-        processor = read_image_processor(folder) | {"image_size": hf.image_size}
-        own = {name: getattr(hf, name) for name in (*sizes, *more)}
-        return {**processor, **own, "positions": "learned", "pooling": "cls"}
+        own = super().settings_from(folder, values)
+        return {**read_image_processor(folder), **own, "positions": "learned", "pooling": "cls"}
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -143,19 +149,10 @@ def patch_tokens(model: ViTModel, pixels: Tensor) -> Tensor:
 
 def hf_config(config: ViTEncoderConfig) -> ViTConfig:
     """Our settings as `transformers` writes them."""
-    return ViTConfig(  # type: ignore[call-arg]
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_channels=config.num_channels,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size or 4 * config.hidden_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-6,
-        attn_implementation="sdpa",
-    )
+    defaults = {"layer_norm_eps": 1e-6, "attn_implementation": "sdpa"}
+    values = {"intermediate_size": config.intermediate_size or 4 * config.hidden_size}
+    hf: ViTConfig = build_hf_config(ViTConfig, config, ViTEncoder.derived, defaults, values)
+    return hf
 
 
 def xavier_uniform(module: nn.Module) -> None:

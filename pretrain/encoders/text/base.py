@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +11,20 @@ from torch import Tensor, nn
 
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, field
-from pretrain.encoders.text.tokenizer import copy_tokenizer, find_tokenizer, open_tokenizer
+from pretrain.encoders.hf_model import (
+    build_hf_config,
+    build_hf_model,
+    pooler_option,
+    read_hf_config,
+    split_settings,
+)
+from pretrain.encoders.text.card import text_code
+from pretrain.encoders.text.tokenizer import (
+    copy_tokenizer,
+    find_tokenizer,
+    fingerprint_of,
+    open_tokenizer,
+)
 from pretrain.ops.attention import attention_mask, find_document_starts
 
 if TYPE_CHECKING:
@@ -24,8 +36,6 @@ Pooling = Literal["mean", "first", "last"]
 
 
 ID_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-OWN_SETTINGS = ("name", "from_pretrained", "max_length", "pooling")
-"""Settings of an encoder that are not the `transformers` model's."""
 
 
 class TextEncoder(Encoder):
@@ -36,8 +46,8 @@ class TextEncoder(Encoder):
     """
 
     modality = "text"
-    HFConfig: ClassVar[Any]
-    """The family's config class in `transformers`."""
+    HFModel: ClassVar[Any]
+    """The family's base model in `transformers`."""
     causal: ClassVar[bool]
     """Whether a token sees only those before it."""
 
@@ -47,7 +57,9 @@ class TextEncoder(Encoder):
         self.tokenizer: Any = open_tokenizer(self.tokenizer_folder) if self.tokenizer_folder else None
         self.vocab_size = self.count_vocabulary()
         try:
-            self.model = self.build()
+            self.model = build_hf_model(self.HFModel, self.hf_config())
+        except UserError:
+            raise
         except Exception as error:  # sizes that do not fit together; transformers raises several kinds
             raise UserError(f"encoder ({config.name}): {' '.join(str(error).split())[-300:]}") from None
         self.max_positions = int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
@@ -57,10 +69,6 @@ class TextEncoder(Encoder):
                 f"encoder.max_length={config.max_length}: must lie between 1 and the encoder's {self.max_positions} "
                 "positions"
             )
-
-    def build(self) -> nn.Module:
-        """The `transformers` base model with fresh weights, initialised as its family is."""
-        raise TypeError(f"{type(self).__name__} must define build()")
 
     def count_vocabulary(self) -> int:
         """As the settings say, else as many as the tokenizer has."""
@@ -74,17 +82,18 @@ class TextEncoder(Encoder):
             raise UserError(f"encoder.vocab_size={size}: the tokenizer has {known} tokens; leave it out")
         return int(size if size is not None else known)  # type: ignore[arg-type]
 
-    def hf_config(self, **more: Any) -> Any:
-        """Our settings as `transformers` writes them, with the tokenizer's special tokens; None takes its default."""
+    def hf_config(self) -> Any:
+        """Our settings as `transformers` writes them; the tokenizer's special tokens unless a folder says others."""
         known = self.HFConfig()
-        values = {
-            f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in OWN_SETTINGS
-        }
-        values = {name: value for name, value in values.items() if value is not None and hasattr(known, name)}
         ids = {name: getattr(self.tokenizer, name, None) for name in ID_NAMES if hasattr(known, name)}
-        return self.HFConfig(
-            **{**values, **ids, "vocab_size": self.vocab_size, "attn_implementation": "sdpa", **more}
-        )
+        defaults = {**ids, "attn_implementation": "sdpa"}
+        # Objectives decode with the input embeddings, so whoever adds a head to a release is to tie it too.
+        values = {"vocab_size": self.vocab_size, "tie_word_embeddings": True, **self.derived_values()}
+        return build_hf_config(self.HFConfig, self.config, self.derived, defaults, values)
+
+    def derived_values(self) -> dict[str, Any]:
+        """What of the `transformers` configuration follows from settings that it has no word for."""
+        return {}
 
     @property
     def token_embedding(self) -> Tensor:
@@ -113,6 +122,7 @@ class TextEncoder(Encoder):
     def row_of(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A row to train on: a packed one as it is, else a window of the sample's tokens, anywhere, padded."""
         if "document_ids" in sample:
+            self.check_tokens(sample["tokens"], sample)
             return {
                 name: sample[name].astype(np.int64) for name in ("tokens", "document_ids", "position_ids")
             }
@@ -123,6 +133,7 @@ class TextEncoder(Encoder):
     def tokens_of(self, sample: dict[str, Any], at_most: int | None = None) -> np.ndarray:
         """The sample's token ids (n,): its own, or those of its text with what the tokenizer puts around a text."""
         if "tokens" in sample:
+            self.check_tokens(sample["tokens"], sample)
             return sample["tokens"][:at_most].astype(np.int64)
         text = field(sample, "text")
         if self.tokenizer is None:
@@ -146,6 +157,14 @@ class TextEncoder(Encoder):
         document_ids, positions = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
         tokens[:used], document_ids[:used], positions[:used] = ids, 1, np.arange(used)
         return {"tokens": tokens, "document_ids": document_ids, "position_ids": positions}
+
+    def check_tokens(self, ids: np.ndarray, sample: dict[str, Any]) -> None:
+        """Raise a `UserError` for a token number that the encoder's vocabulary does not have."""
+        if len(ids) and ids.max() >= self.vocab_size:
+            raise UserError(
+                f"sample {sample.get('__key__')!r}: has the token {ids.max()}, the encoder only {self.vocab_size} "
+                "tokens: another tokenizer made it; tokenize the texts anew with the encoder's"
+            )
 
     def check_length(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.max_positions:
@@ -172,12 +191,30 @@ class TextEncoder(Encoder):
         return tokens.gather(1, last.view(-1, 1, 1).expand(-1, 1, tokens.shape[2]))[:, 0]
 
     @classmethod
-    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - as the base has it
-        """Our settings have `transformers`' own names."""
-        hf = cls.HFConfig.from_dict(values)
-        names = [f.name for f in fields(cls.Config) if f.name not in OWN_SETTINGS and hasattr(hf, f.name)]
-        own = {name: getattr(hf, name) for name in names}
+    def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        hf = read_hf_config(cls.HFConfig, values, folder)
+        own = split_settings(hf, cls.Config, cls.derived)
         return {**own, "max_length": min(512, hf.max_position_embeddings)}
+
+    def card_code(self) -> str:
+        return text_code(self.config.pooling, pooler_option(self.HFModel))
+
+    def find_valid(self, batch: dict[str, Any]) -> Tensor:
+        valid: Tensor = batch["document_ids"] > 0  # (B, L)
+        return valid
+
+    def plain_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"input_ids": batch["tokens"].long(), "attention_mask": self.find_valid(batch).long()}
+
+    def check_data(self, dataset: Any, place: str) -> None:
+        """Refuse token numbers that another tokenizer gave. Plain texts are always read by the encoder's own."""
+        ours, theirs = fingerprint_of(self.tokenizer_folder), fingerprint_of(find_tokenizer(dataset))
+        if "tokens" in dataset.fields and ours and theirs and ours != theirs:
+            raise UserError(
+                f"{place}: its token numbers are those of another tokenizer than the encoder's "
+                f"({self.tokenizer_folder}); tokenize the texts anew with `python -m data_tools tokenize --tokenizer "
+                f"{self.tokenizer_folder}`"
+            )
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)  # type: ignore[operator]

@@ -19,6 +19,9 @@ class BertEncoderConfig:
     name: str = "bert"
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{layer_norm_eps: 1e-5}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768
@@ -41,12 +44,12 @@ class BertEncoder(BidirectionalTextEncoder):
 
     Config = BertEncoderConfig
     HFConfig = BertConfig
+    HFModel = BertModel
     model_types = ("bert",)
     model: BertModel
 
-    def build(self) -> BertModel:
-        size = self.config.intermediate_size or 4 * self.config.hidden_size
-        return BertModel(self.hf_config(intermediate_size=size), add_pooling_layer=False)
+    def derived_values(self) -> dict[str, Any]:
+        return {"intermediate_size": self.config.intermediate_size or 4 * self.config.hidden_size}
 
     def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
         """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import GPT2Config, GPT2Model
@@ -17,6 +18,9 @@ class GPT2EncoderConfig:
     name: str = "gpt2"
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{scale_attn_by_inverse_layer_idx: true}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     n_embd: int = 768
@@ -40,11 +44,9 @@ class GPT2Encoder(CausalTextEncoder):
 
     Config = GPT2EncoderConfig
     HFConfig = GPT2Config
+    HFModel = GPT2Model
     model_types = ("gpt2",)
     model: GPT2Model
-
-    def build(self) -> GPT2Model:
-        return GPT2Model(self.hf_config())
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.h)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from data_tools.errors import UserError
 from pretrain.encoders.text.base import CausalTextEncoder, Pooling
 
 
@@ -19,6 +20,9 @@ class LlamaEncoderConfig:
     name: str = "llama"
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{hidden_act: gelu}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768
@@ -43,15 +47,22 @@ class LlamaEncoder(CausalTextEncoder):
 
     Config = LlamaEncoderConfig
     HFConfig = LlamaConfig
+    HFModel = LlamaModel
     model_types = ("llama",)
     model: LlamaModel
 
-    def build(self) -> LlamaModel:
+    def derived_values(self) -> dict[str, Any]:
         size = self.config.intermediate_size or -(-8 * self.config.hidden_size // (3 * 64)) * 64
-        rope = {"rope_type": "default", "rope_theta": self.config.rope_theta}
-        return LlamaModel(
-            self.hf_config(intermediate_size=size, rope_parameters=rope, tie_word_embeddings=True)
-        )
+        rope = (self.config.transformers or {}).get("rope_parameters") or {"rope_type": "default"}
+        if "rope_theta" in rope:
+            raise UserError(
+                f"encoder.transformers.rope_parameters.rope_theta={rope['rope_theta']}: is a setting of its own; give "
+                "encoder.rope_theta"
+            )
+        return {
+            "intermediate_size": size,
+            "rope_parameters": {**rope, "rope_theta": self.config.rope_theta},
+        }
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)
@@ -61,5 +72,7 @@ class LlamaEncoder(CausalTextEncoder):
 
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        rope: Any = LlamaConfig.from_dict(values).rope_parameters
-        return {**super().settings_from(folder, values), "rope_theta": float(rope["rope_theta"])}
+        """`transformers` keeps the base of the rotary positions among their parameters."""
+        settings = super().settings_from(folder, values)
+        theta = settings["transformers"]["rope_parameters"].pop("rope_theta")
+        return {**settings, "rope_theta": float(theta)}

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertModel
 
+from data_tools.errors import UserError
+from pretrain.encoders.hf_model import read_hf_config
 from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
 from pretrain.ops.attention import VARLEN, attention_mask
 
@@ -20,6 +22,9 @@ class ModernBertEncoderConfig:
     name: str = "modernbert"
     from_pretrained: str | None = None
     """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{norm_eps: 1e-6}`.
+    With `from_pretrained` the folder\'s, whole, where it is not set here."""
     vocab_size: int | None = None
     """Default: the tokenizer's."""
     hidden_size: int = 768
@@ -45,17 +50,17 @@ class ModernBertEncoder(BidirectionalTextEncoder):
 
     Config = ModernBertEncoderConfig
     HFConfig = ModernBertConfig
+    HFModel = ModernBertModel
+    derived = ("layer_types",)
     model_types = ("modernbert",)
     model: ModernBertModel
 
-    def build(self) -> ModernBertModel:
+    def derived_values(self) -> dict[str, Any]:
         c = self.config
-        kinds = [
-            "sliding_attention" if i % c.global_attn_every_n_layers else "full_attention"
-            for i in range(c.num_hidden_layers)
-        ]
-        size = c.intermediate_size or 3 * c.hidden_size // 2
-        return ModernBertModel(self.hf_config(intermediate_size=size, layer_types=kinds))
+        return {
+            "intermediate_size": c.intermediate_size or 3 * c.hidden_size // 2,
+            "layer_types": layer_kinds(c.num_hidden_layers, c.global_attn_every_n_layers),
+        }
 
     def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
         """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L).
@@ -85,6 +90,16 @@ class ModernBertEncoder(BidirectionalTextEncoder):
     @classmethod
     def settings_from(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         """`transformers` writes the kind of each layer; ours is the distance between global ones."""
-        kinds = ModernBertConfig.from_dict(values).layer_types or []
+        kinds = read_hf_config(ModernBertConfig, values, folder).layer_types
         every = next((i for i, kind in enumerate(kinds) if i and kind == "full_attention"), len(kinds))
+        if kinds != layer_kinds(len(kinds), every):
+            raise UserError(
+                f"{folder / 'config.json'}: layer_types={kinds} has no regular distance between global layers, so no "
+                "setting describes it; give a folder whose layers 0, n, 2n, … are the global ones"
+            )
         return {**super().settings_from(folder, values), "global_attn_every_n_layers": every}
+
+
+def layer_kinds(layers: int, every: int) -> list[str]:
+    """The kind of each layer: global attention in layers 0, `every`, 2 · `every`, …; local in the others."""
+    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,24 @@ def bytes_of_tokens(tokenizer: Any) -> NDArray[np.int64] | None:
         sizes[number] = len(content.encode())
     sizes[tokenizer.all_special_ids] = 0
     return sizes
+
+
+def fingerprint_of(folder: Path | None) -> str | None:
+    """What tells tokenizers apart: a hash of `tokenizer.json`, however it is laid out; None where there is none.
+
+    Truncation and padding are left out: they are how it was last called, not which number a token has.
+    """
+    path = folder / "tokenizer.json" if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(
+            f"{path}: cannot be read as JSON; make one with `python -m data_tools tokenizer`"
+        ) from None
+    kept = {key: value for key, value in values.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
