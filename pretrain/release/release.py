@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_tools.atomic import follow_umask, full_disk_explained
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
 from pretrain.checkpoint.folder import newest_valid
@@ -107,7 +108,9 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(partial)
+        with full_disk_explained(out):
+            write(partial)
+        follow_umask(partial)
         if out.exists():
             shutil.rmtree(previous, ignore_errors=True)
             out.rename(previous)
