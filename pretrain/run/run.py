@@ -130,7 +130,7 @@ def train(
     folder = RunFolder(config.folder)
     is_main_process = engine.world.rank == 0
     try:
-        run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies, allowed))
+        run_id, found = open_run(engine, folder, config, copies, allowed)
         is_new = found.path is None and not found.broken
         if is_new:
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
