@@ -158,8 +158,8 @@ def _add_verify(commands: Any) -> None:
 
 
 def _run_verify(a: argparse.Namespace) -> int:
+    from data_tools.atomic import write_atomically
     from data_tools.dataset import open_marked
-    from data_tools.manifest import write_atomically
     from data_tools.verify import verify
 
     manifest, bad = verify(open_marked(Path(a.folder)), not a.no_decode, a.processes)
@@ -213,8 +213,8 @@ def _add_stats(commands: Any) -> None:
 
 
 def _run_stats(a: argparse.Namespace) -> int:
+    from data_tools.atomic import write_atomically
     from data_tools.dataset import open_dataset
-    from data_tools.manifest import write_atomically
     from data_tools.stats import statistics
 
     summary = statistics(a.data, open_dataset(a.data), not a.no_decode, a.processes)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools import tar
+from data_tools.atomic import write_atomically
 from data_tools.cache import OpenFile, Recent, build_once, cache_folder
 from data_tools.checksum import crc32
 from data_tools.decode import (
@@ -32,7 +33,6 @@ from data_tools.manifest import (
     Sidecar,
     read_manifest,
     read_sidecar,
-    write_atomically,
 )
 from data_tools.order import CHUNK_BYTES
 from data_tools.remote import MissingError, Retry, is_remote, read_all, redacted

@@ -86,7 +86,8 @@ def describe_place(error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT)
         else "choose another place, or change its permissions"
     )
-    reason = (error.strerror or type(error).__name__).lower()
+    reason = error.strerror or type(error).__name__
+    reason = reason[:1].lower() + reason[1:]
     return f"{f'{error.filename}: ' if error.filename else ''}{reason}; {remedy}"
 
 

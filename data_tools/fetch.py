@@ -235,7 +235,7 @@ class SegmentCache:
         """Exclusive among the threads and processes of the node; a killed process lets go by dying."""
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
-        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR)
+        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import tar
+from data_tools.atomic import write_atomically
 from data_tools.cache import build_once, cache_folder
 from data_tools.checksum import crc32
 from data_tools.errors import UserError
 from data_tools.jobs import Receipt, run_jobs
-from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
+from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_manifest
 from data_tools.remote import (
     MissingError,
     NoRangesError,

@@ -11,11 +11,12 @@ import numpy as np
 import yaml
 
 from data_tools import tar
+from data_tools.atomic import write_atomically
 from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
 from data_tools.index import index_shards
-from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
+from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_manifest
 from data_tools.remote import is_remote
 
 

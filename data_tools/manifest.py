@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
-import threading
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.atomic import write_atomically
 from data_tools.checksum import crc32
 from data_tools.errors import UserError
 
@@ -206,18 +205,3 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(
             f"{path}: not a manifest of this version ({error}); run `python -m data_tools index`"
         ) from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from data_tools import tar
+from data_tools.atomic import write_atomically
 from data_tools.checksum import crc32
 from data_tools.errors import UserError
-from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_atomically, write_manifest
+from data_tools.manifest import Manifest, Shard, Sidecar, make_manifest, write_manifest
 
 SHARD_BYTES = 256 << 20  # large enough for sequential reading, small enough to copy and to rewrite
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.atomic import write_atomically
 from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.errors import UserError
-from data_tools.manifest import Manifest, write_atomically, write_manifest
+from data_tools.manifest import Manifest, write_manifest
 
 
 def held_out(key: str, fraction: float, salt: str = "") -> bool:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import tar
+from data_tools.atomic import write_atomically
 from data_tools.checksum import crc32
 from data_tools.dataset import Dataset
 from data_tools.decode import DecodeError, DecodeOptions, decode_sample
 from data_tools.errors import UserError
 from data_tools.jobs import Receipt, run_jobs
-from data_tools.manifest import Manifest, Sidecar, read_sidecar, write_atomically, write_manifest
+from data_tools.manifest import Manifest, Sidecar, read_sidecar, write_manifest
 
 Bad = tuple[str, str, str]  # shard, sample, what is wrong
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
 from finetune.config import Config, build_config
 from finetune.protocol import run_protocol
 from finetune.results import RESULTS, table, write_results
 from pretrain.config.schema import plain
 from pretrain.config.show import flatten
-from pretrain.run.folder import RunFolder, write_text
+from pretrain.run.folder import RunFolder
 
 
 def run(config: Config, report: Callable[[str], Any]) -> list[str]:
@@ -31,7 +32,7 @@ def run(config: Config, report: Callable[[str], Any]) -> list[str]:
         if is_main_process:
             folder.lock("out")
             refuse_other_results(config)
-            write_text(folder.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
+            write_atomically(folder.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
         result, task = run_protocol(config, report)
         if not is_main_process:
             return []

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_tools.atomic import atomic_file, write_atomically
 from pretrain.report.finetune_results import METHODS
-from pretrain.run.folder import write_text
 
 RESULTS = "finetune.json"
 
@@ -16,7 +16,7 @@ def write_results(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write `finetune.json`, and `finetune.png` where there is a curve to draw; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / RESULTS]
-    write_text(written[0], json.dumps(result, indent=1) + "\n")
+    write_atomically(written[0], json.dumps(result, indent=1) + "\n")
     if any(row["labels_per_class"] for row in result["rows"]):
         written.append(folder / "finetune.png")
         plot(result, written[-1])
@@ -80,6 +80,5 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_ylabel(f"{result['metric']}, % ({result['test_samples']:,} test samples)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", metadata={"Software": None})
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

@@ -151,7 +151,7 @@ class Trainer:
                 self.run_hooks()
             if self.checkpoints and (stop or self.is_due(self.config.checkpoint.every)):
                 self.heartbeat(f"saving step {self.step}")
-                self.report_failures(self.checkpoints.save(self.step, self.progress()))
+                self.report_failures(self.checkpoints.save(self.step, self.progress(), self.heartbeat))
             collect_garbage(self.step)
             if stop:
                 return False

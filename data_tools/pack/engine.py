@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.manifest import (
@@ -20,7 +21,6 @@ from data_tools.manifest import (
     Manifest,
     Shard,
     make_manifest,
-    write_atomically,
     write_manifest,
 )
 from data_tools.shard_writer import ShardWriter

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch.distributed.checkpoint.api import CheckpointException
 
+from data_tools.atomic import FULL
+from data_tools.errors import UserError
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -21,4 +24,8 @@ def root_cause(error: BaseException) -> str:
         return root_cause(next(iter(error.failures.values()))[0])
     if error.__cause__ is not None:
         return root_cause(error.__cause__)
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.filename}: {error.strerror}"
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    told = isinstance(error, (OSError, RuntimeError, UserError)) or text == type(error).__name__
+    return text if told else f"{type(error).__name__}: {text}"

@@ -9,6 +9,7 @@ still is.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from data_tools.atomic import fsync, write_atomically
 from data_tools.errors import UserError
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.failures import Failure, root_cause
@@ -26,14 +28,16 @@ from pretrain.checkpoint.folder import (
     IDENTITY,
     Found,
     complete,
-    fsync,
     make_anew,
-    newest_valid,
     seal,
     superseded,
 )
 from pretrain.checkpoint.targets import WAIT, Copies
+from pretrain.checkpoint.verify import find_valid
 from pretrain.engine.base import Engine
+from pretrain.engine.saving import Files
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,7 +47,9 @@ class Pending:
     step: int
     partial: Path
     thread: threading.Thread | None = None
-    fault: str | None = None
+    fault: str | None = "its writing ended without a result"
+    """Until it is proven on this rank that all ranks have written."""
+    own_part_done: bool = False
 
 
 class Checkpoints:
@@ -77,11 +83,14 @@ class Checkpoints:
     def is_main_process(self) -> bool:
         return self.engine.world.rank == 0
 
-    def save(self, step: int, progress: dict[str, Any]) -> list[Failure]:
+    def save(
+        self, step: int, progress: dict[str, Any], heartbeat: Callable[[str], None] = lambda _: None
+    ) -> list[Failure]:
         """Write the state after `step` steps, in the background where that is set. Called on all ranks together.
 
         Args:
             progress: what is not a tensor: the stream's state. JSON-able, the same on all ranks.
+            heartbeat: told again and again while what is waited for goes on.
         Returns:
             What has failed by now, this checkpoint, the one before it or copies, where the run is to go on all the
             same.
@@ -89,31 +98,41 @@ class Checkpoints:
             UserError: it could not be written (a full disk, no permission), or copied; those before it are as they
                 were.
         """
-        failures = self.finish_writing()
+        failures = self.finish_writing(heartbeat)
         pending = self.pending = Pending(step, self.folder / f".step_{step:08d}.partial")
         fault = self.attempt(lambda: make_anew(pending.partial)) if self.is_main_process else None
-        pending.fault = self.engine.broadcast(fault)
-        writers: list[Callable[[], None]] = []
-        if pending.fault is None:
-            pending.fault = self.on_any_rank(
+        fault = self.engine.broadcast(fault)
+        writers: list[Callable[[], Files]] = []
+        if fault is None:
+            heartbeat(f"copying the state of step {step}")
+            fault = self.on_any_rank(
                 self.attempt(lambda: writers.append(self.engine.start_saving(pending.partial)))
             )
-        if pending.fault is None:
+        if fault is None:
             work = threading.Thread(
                 target=self.write, args=(pending, writers[0], {"step": step, **progress}), daemon=True
             )
             pending.thread = work
             work.start()
-        if not self.config.asynchronous or pending.fault is not None:
-            failures += self.finish_writing()
+        else:
+            pending.fault = fault
+        if not self.config.asynchronous or fault is not None:
+            failures += self.finish_writing(heartbeat)
         return failures + self.failed_copies()
 
-    def write(self, pending: Pending, write: Callable[[], None], progress: dict[str, Any]) -> None:
-        """What the thread does: this rank's files, and on rank 0 the rest, for DCP ends there when all have written."""
-        pending.fault = self.attempt(write)
-        if self.is_main_process and pending.fault is None:
+    def write(self, pending: Pending, write: Callable[[], Files], progress: dict[str, Any]) -> None:
+        """What the thread does: this rank's files; then, once all ranks have told of theirs, the rest on rank 0."""
+        own: Files = {}
+        fault = self.attempt(lambda: own.update(write()))
+        pending.own_part_done = True
+        parts: list[tuple[str | None, Files]] = []
+        fault = self.attempt(lambda: parts.extend(self.engine.gather_while_saving((fault, own)))) or fault
+        fault = fault or next((f"rank {rank}: {f}" for rank, (f, _) in enumerate(parts) if f), None)
+        if fault is None and self.is_main_process:
             final = self.folder / f"step_{pending.step:08d}"
-            pending.fault = self.attempt(lambda: self.publish(pending.partial, final, progress))
+            written = [files for _, files in parts]
+            fault = self.attempt(lambda: self.publish(pending.partial, final, progress, written))
+        pending.fault = fault
 
     def finish(self, heartbeat: Callable[[str], None] = lambda _: None) -> list[Failure]:
         """Wait for the checkpoint that is being written and for all copies. Called on all ranks together.
@@ -123,7 +142,7 @@ class Checkpoints:
         Returns, raises: as `save`.
         """
         try:
-            failures = self.finish_writing()
+            failures = self.finish_writing(heartbeat)
         finally:
             while self.engine.broadcast(
                 bool(self.is_main_process and self.copies and self.copies.busy(WAIT))
@@ -133,21 +152,33 @@ class Checkpoints:
             self.attempt(self.forget_old)  # what was kept for its copy
         return failures + self.failed_copies()
 
-    def finish_writing(self) -> list[Failure]:
+    def finish_writing(self, heartbeat: Callable[[str], None] = lambda _: None) -> list[Failure]:
         """Wait for the checkpoint that is being written, if there is one. Returns, raises: as `save`."""
         pending, self.pending = self.pending, None
         if pending is None:
             return []
         if pending.thread:
-            pending.thread.join()
+            self.wait_for_thread(pending, pending.thread, heartbeat)
         fault = self.engine.broadcast(pending.fault) or self.on_any_rank(pending.fault)
         if fault is None:
             return []
+        self.engine.forget_failed_saving()
         if self.is_main_process:
             shutil.rmtree(pending.partial, ignore_errors=True)
         final = self.folder / f"step_{pending.step:08d}"
         reason = f"{final}: the checkpoint could not be written ({fault})"
         return self.passed([Failure(pending.step, reason)], "make room and start again")
+
+    def wait_for_thread(
+        self, pending: Pending, thread: threading.Thread, heartbeat: Callable[[str], None]
+    ) -> None:
+        """Until it ends. A disk that takes nothing more is told by the watchdog, since nothing grows then."""
+        written = -1
+        while thread.is_alive():
+            if pending.own_part_done or self.engine.bytes_written > written:
+                written = self.engine.bytes_written
+                heartbeat(f"waiting for the checkpoint of step {pending.step}")
+            thread.join(WAIT)
 
     def failed_copies(self) -> list[Failure]:
         """Copies that have failed since the last call, known to all ranks. Returns, raises: as `save`."""
@@ -170,7 +201,9 @@ class Checkpoints:
         """What went wrong on this rank, if anything: the others must hear of it before anybody waits for this one."""
         try:
             write()
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except Exception as error:
+            if not isinstance(error, (OSError, RuntimeError, MemoryError, UserError, CheckpointException)):
+                log.warning("a checkpoint could not be written", exc_info=error)  # not the disk's fault
             return root_cause(error)
         return None
 
@@ -180,12 +213,12 @@ class Checkpoints:
             return None
         return fault or "on another rank"
 
-    def publish(self, partial: Path, final: Path, progress: dict[str, Any]) -> None:
+    def publish(self, partial: Path, final: Path, progress: dict[str, Any], written: list[Files]) -> None:
         """Give a checkpoint that all ranks have written its final name, at once, and delete what it replaces."""
-        (partial / "progress.json").write_text(json.dumps(progress))
+        write_atomically(partial / "progress.json", json.dumps(progress))
         if self.identity:
-            (partial / IDENTITY).write_text(json.dumps(self.identity))
-        seal(partial)
+            write_atomically(partial / IDENTITY, json.dumps(self.identity))
+        seal(partial, written)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         fsync(self.folder)
@@ -212,7 +245,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them is valid.
         """
-        found = self.found or Found(*self.engine.on_main_process(lambda: newest_valid(self.folder, at_most)))
+        found = self.found or find_valid(self.engine, self.folder, at_most)
         if found.path is None:
             if found.broken:
                 raise UserError(

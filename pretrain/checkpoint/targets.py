@@ -24,17 +24,17 @@ from pretrain.checkpoint.folder import (
     superseded,
 )
 from pretrain.checkpoint.store import Store
+from pretrain.checkpoint.verify import WAIT, find_valid
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
 from pretrain.engine.base import Engine
 from pretrain.run.folder import RunFolder, refuse_other_config
+from pretrain.run.shared_folder import refuse_unshared
 from pretrain.tracking.environment import installed_versions, redact, redact_text
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 READ_ONLY = ("http://", "https://")
-WAIT = 5.0
-"""Seconds after which rank 0 tells the others, who wait with it for copies to end, that it is alive."""
 
 
 class Target:
@@ -143,18 +143,31 @@ class Copies:
 
 
 def open_run(
-    folder: RunFolder, config: Config, copies: Copies, allowed: tuple[str, ...] = ()
+    engine: Engine, folder: RunFolder, config: Config, copies: Copies, allowed: tuple[str, ...] = ()
 ) -> tuple[str, Found]:
-    """Open a run's folder, with the newest valid checkpoint in it, wherever that was. Called on rank 0.
+    """Open a run's folder, with the newest valid checkpoint in it, wherever that was. Called on all ranks together.
 
     Args:
         allowed: settings and sections that may be others than before.
     Returns:
         The run's id, which a folder that was lost gets back with its checkpoint, and what to resume from.
     Raises:
-        UserError: the folder or a target is another run's, or the run's checkpoints are out of reach.
+        UserError: the folder or a target is another run's, or the run's checkpoints are out of reach, or there are
+            ranks that do not see the folder.
     """
-    run_id, checkpoints = folder.open(config, allowed), folder.path / "checkpoints"
+    run_id: str = engine.on_main_process(lambda: folder.open(config, allowed))
+    refuse_unshared(engine, folder.path)
+    own = find_valid(engine, folder.path / "checkpoints")
+    return on_main_process_for_long(
+        engine, lambda: look_on_targets(folder, config, copies, run_id, own, allowed)
+    )
+
+
+def look_on_targets(
+    folder: RunFolder, config: Config, copies: Copies, run_id: str, own: Found, allowed: tuple[str, ...]
+) -> tuple[str, Found]:
+    """Where a target has a newer checkpoint than the folder's `own`, copy that. Returns, raises: as `open_run`."""
+    checkpoints = folder.path / "checkpoints"
     started = bool(complete(checkpoints))
 
     def accept(place: str, identity: dict[str, Any]) -> None:
@@ -166,7 +179,7 @@ def open_run(
             raise UserError(f"{place}: holds checkpoints of the run {other}, not {run_id}; {remedy}")
 
     stores = [target.store for target in copies.targets]
-    found = find_newest(checkpoints, stores, accept, config.checkpoint.on_failure == "stop")
+    found = find_newest(checkpoints, stores, accept, config.checkpoint.on_failure == "stop", own)
     if found.path and not started and (found.path / IDENTITY).is_file():
         run_id = folder.take_id(json.loads((found.path / IDENTITY).read_text())["id"])
     return run_id, found
@@ -188,15 +201,20 @@ def identity_of(run_id: str, config: Config) -> dict[str, Any]:
 
 
 def find_newest(
-    folder: Path, stores: list[Store], accept: Callable[[str, dict[str, Any]], None], strict: bool
+    folder: Path,
+    stores: list[Store],
+    accept: Callable[[str, dict[str, Any]], None],
+    strict: bool,
+    found: Found | None = None,
 ) -> Found:
     """The newest valid checkpoint of a folder and all stores, in the folder; a newer one is copied there.
 
     Args:
         accept: given a store's place and what the newest checkpoint there says of its run; raises if it is not ours.
         strict: whether a store out of reach is an error, where there is no checkpoint anywhere else.
+        found: the newest valid one of the folder, where it has been looked for already.
     """
-    own, broken = newest_valid(folder)
+    own, broken = (found.path, list(found.broken)) if found else newest_valid(folder)
     candidates: list[tuple[str, Store]] = []
     out_of_reach = []
     for store in stores:

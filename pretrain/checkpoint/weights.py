@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
 from pretrain.checkpoint.pickles import refuse_code
-from pretrain.engine.base import without_advice
+from pretrain.engine.saving import without_advice
 
 Shape = tuple[int, ...]
 PARTS = ("roles.", "averages.")

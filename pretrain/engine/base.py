@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,12 +16,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from data_tools.errors import UserError, tell_error
 from pretrain.engine.averages import Average
 from pretrain.engine.config import DistributedConfig
+from pretrain.engine.saving import Files, count_bytes, new_key, own_share, save_state, without_advice
 from pretrain.engine.world import World
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_name
 
@@ -126,16 +126,17 @@ class Engine(ABC):
         if cuda:
             torch.cuda.set_device(self.device)
         self.stager = StateDictStager(pin_memory=cuda, share_memory=False)
+        self.plans = new_key()
+        self.bytes_written = 0
+        """Of checkpoints, by this rank, so far: what grows is not hanging."""
         self.saving_group: dist.ProcessGroup | None = None
         """Collectives of a checkpoint that is written beside the training's own."""
         self.started_group = False
         if (self.world.size > 1 or self.needs_group) and not dist.is_initialized():
             self.start_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        if self.world.size > 1:
-            # Now, and not at the first checkpoint: a group is made through `torchrun`'s agent, and a checkpoint must
-            # still be written when that has been killed.
-            limit = timedelta(seconds=self.distributed.start_timeout)
-            self.saving_group = dist.new_group(backend="gloo", timeout=limit)
+        # Now, and not at the first checkpoint: a group is made through `torchrun`'s agent, and a checkpoint must still
+        # be written when that has been killed.
+        self.start_saving_group()
 
     def start_group(self, backend: str) -> None:
         """Join the process group, in which ranks wait for each other as long as the start may take."""
@@ -300,24 +301,49 @@ class Engine(ABC):
 
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is, over all ranks. Called on all ranks together."""
-        return sum(t.numel() * t.element_size() for t in tensors_of(self.state_dict()))
+        return count_bytes(self.state_dict())
 
-    def save(self, folder: Path) -> None:
-        """Write roles and optimizers into an empty folder. Called on all ranks together.
-
-        This is `torch.distributed.checkpoint` (DCP), which every world size loads again; an engine that has a format of
-        its own overrides both, and still writes the roles with DCP, so that a release reads every checkpoint alike.
-        """
-        save_state(self.state_dict(), folder, self.world.size == 1)
-
-    def start_saving(self, folder: Path) -> Callable[[], None]:
-        """Copy roles and optimizers to the host, and return what writes the copy into an empty folder.
+    def start_saving(self, folder: Path) -> Callable[[], Files]:
+        """Copy what this rank writes of roles and optimizers to the host; return what writes it into an empty folder.
 
         Both are called on all ranks together, the second in any thread, while training goes on; the copy's buffers are
-        used again, so it must have ended before the next one is taken.
+        used again, so it must have ended before the next one is taken. It returns the files of this rank.
+
+        This is `torch.distributed.checkpoint` (DCP), which every world size loads again; an engine that has a format of
+        its own overrides this and `load`, and still writes the roles with DCP, so that a release reads every checkpoint
+        alike.
         """
-        state = self.stager.stage(self.state_dict())
-        return lambda: save_state(state, folder, self.world.size == 1, self.saving_group)
+        self.start_saving_group()
+        state = self.state_dict()
+        needed = count_bytes(state)
+        staged = self.stager.stage(own_share(state, self.world.rank, self.world.size))
+        return lambda: self.write_state(staged, folder, needed)
+
+    def write_state(self, state: dict[str, Any], folder: Path, needed: int) -> Files:
+        """Write this rank's share of a state in `folder`, all ranks together; `needed` bytes are all of it."""
+        alone = self.world.size == 1
+        return save_state(state, folder, alone, self.saving_group, self.plans, needed, self.count_written)
+
+    def start_saving_group(self) -> None:
+        """Make the group that checkpoints are written in, where there is none. Called on all ranks together."""
+        if self.world.size > 1 and self.saving_group is None:
+            limit = timedelta(seconds=self.distributed.start_timeout)
+            self.saving_group = dist.new_group(backend="gloo", timeout=limit)
+
+    def gather_while_saving(self, value: Any) -> list[Any]:
+        """As `gather`, in the thread that writes a checkpoint."""
+        if self.world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value, group=self.saving_group)
+        return values
+
+    def forget_failed_saving(self) -> None:
+        """Begin the next checkpoint anew: ranks may have left the last one at different places. On all ranks."""
+        self.saving_group, self.plans = None, new_key()
+
+    def count_written(self, written: int) -> None:
+        self.bytes_written += written
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote. Called on all ranks together.
@@ -386,28 +412,3 @@ def leave_job(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def tensors_of(state: Mapping[str, Any]) -> Iterator[Tensor]:
-    """All tensors of a nested state; the sizes of one that is spread over ranks are those of the whole."""
-    for value in state.values():
-        if isinstance(value, Mapping):
-            yield from tensors_of(value)
-        elif isinstance(value, Tensor):
-            yield value
-
-
-def save_state(
-    state: dict[str, Any], folder: Path, alone: bool, group: dist.ProcessGroup | None = None
-) -> None:
-    """Write a state as DCP, on all ranks of the group together."""
-    with without_advice():
-        dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=alone, process_group=group)
-
-
-@contextmanager
-def without_advice() -> Iterator[None]:
-    """DCP remarks on every single process that it is alone; it is meant to be."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield

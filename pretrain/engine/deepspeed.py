@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader
 
+from data_tools.atomic import fsync, full_disk_explained
 from data_tools.errors import UserError
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
@@ -43,6 +44,7 @@ from pretrain.engine.blocks import (
 from pretrain.engine.config import DeepSpeedConfig, DistributedConfig
 from pretrain.engine.ds_config import build_ds_config
 from pretrain.engine.precision import AUTOCAST, check_precision, set_deterministic, set_matmul_precision
+from pretrain.engine.saving import Files, count_bytes, hash_file, own_share
 from pretrain.engine.torch_engine import gradients_of
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -211,16 +213,31 @@ class DeepSpeedEngine(Engine):
         """Beside the roles, DeepSpeed keeps three numbers of four bytes for each: Adam's two, and the weight again."""
         return 4 * super().checkpoint_bytes()
 
-    def save(self, folder: Path) -> None:
-        for name, engine in self.engines.items():
-            engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG, client_state=universal_info())
-        state = self.state_dict()
-        dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=self.world.size == 1)
+    def start_saving(self, folder: Path) -> Callable[[], Files]:
+        """DeepSpeed writes from its own buffers, so all of it happens now; what is returned hashes its files.
 
-    def start_saving(self, folder: Path) -> Callable[[], None]:
-        """DeepSpeed writes from its own buffers, so all of it happens now."""
-        self.save(folder)
-        return lambda: None
+        The roles are written as DCP beside them. Only DeepSpeed knows which rank has written which of its files, so the
+        ranks share them.
+        """
+        self.start_saving_group()
+        state = self.state_dict()
+        needed = 4 * count_bytes(state)
+        for name, engine in self.engines.items():
+            with full_disk_explained(folder, needed):
+                engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG, client_state=universal_info())
+        own = own_share(state, self.world.rank, self.world.size)
+        files = self.write_state(own, folder, needed)
+        return lambda: {**files, **self.hash_own_format(folder)}
+
+    def hash_own_format(self, folder: Path) -> Files:
+        """This rank's share of DeepSpeed's files, hashed and made durable."""
+        paths = sorted(path for path in (folder / FOLDER).rglob("*") if path.is_file())
+        files = {}
+        for path in paths[self.world.rank :: self.world.size]:
+            files[path.relative_to(folder).as_posix()] = path.stat().st_size, hash_file(path)
+            fsync(path)
+            self.count_written(path.stat().st_size)
+        return files
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote, on as many ranks as wrote it.

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
 from pretrain.tracking.config import TrackingConfig
 
@@ -60,7 +61,7 @@ class Profiling:
         self.profiler.export_chrome_trace(str(self.folder / f"rank_{self.rank}.json"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         table = self.profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=ROWS)
-        (self.folder / f"rank_{self.rank}.txt").write_text(table)
+        write_atomically(self.folder / f"rank_{self.rank}.txt", table)
         if self.config.memory_snapshot:
             torch.cuda.memory._dump_snapshot(str(self.folder / f"memory_rank_{self.rank}.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from data_tools.atomic import write_atomically
 from data_tools.cache import cache_folder
 from data_tools.dataset import DamagedSampleError
 from data_tools.decode import DecodeError, DecodeOptions, decode_sample, kind_of
 from data_tools.errors import UserError
-from data_tools.manifest import write_atomically
 from pretrain.encoders.base import field
 from pretrain.objectives.derived_attributes import DERIVED, ROTATIONS
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_tools.atomic import follow_umask, full_disk_explained
 from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.errors import UserError
 from pretrain.checkpoint.folder import newest_valid
@@ -115,7 +116,8 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(partial)
+        with full_disk_explained(out):
+            write(partial)
         follow_umask(partial)
         if out.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -129,13 +131,6 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
-
-
-def follow_umask(folder: Path) -> None:
-    """Give the files of a folder that was just made the mode of any new file: safetensors writes them for us alone."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(folder.stat().st_mode & 0o666)
 
 
 def record_settings(encoder: Encoder, folder: Path) -> None:

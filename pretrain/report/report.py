@@ -11,6 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data_tools.atomic import write_atomically
 from pretrain.report.charts import PALETTE, Curve, curve_chart
 from pretrain.report.finetune_results import present, read_results
 from pretrain.report.run_summary import RunSummary, key_numbers, probe_title, read_run, sentence
@@ -44,9 +45,8 @@ def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
         else "",
     )
     path = run_dir / "report.html"
-    partial = path.with_name(".report.html.partial")
-    partial.write_text(html, encoding="utf-8", errors="replace")
-    return partial.replace(path)
+    write_atomically(path, html)
+    return path
 
 
 def template() -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
 from data_tools.loader import Loader, Step
 from data_tools.mixture import Mixture
@@ -23,7 +24,7 @@ from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
 from pretrain.report.run_summary import read_mapping
 from pretrain.run.changes import position_of, settings_at, total_steps_at
-from pretrain.run.folder import load_run_config, write_text
+from pretrain.run.folder import load_run_config
 from pretrain.run.replay import make_replay_folder
 from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import to_json
@@ -75,7 +76,7 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
         "files": [str(f) for f in (path.with_suffix(".json"), path.with_suffix(".npz"), look) if f],
         "ranks": [describe_share(share, loader) for share, loader in zip(steps, loaders, strict=True)],
     }
-    write_text(path.with_suffix(".json"), json.dumps(to_json(found), indent=1))
+    write_atomically(path.with_suffix(".json"), json.dumps(to_json(found), indent=1))
     return found
 
 
@@ -124,7 +125,7 @@ def save_look(path: Path, objective: Objective, steps: list[Step]) -> Path | Non
             for rank, share in enumerate(steps)
             for i, micro_batch in enumerate(share.micro_batches)
         }
-        path.with_suffix(".png").write_bytes(png(ImageGrid(rows)))
+        write_atomically(path.with_suffix(".png"), png(ImageGrid(rows)))
         return path.with_suffix(".png")
     tokenizer = getattr(objective.encoder, "tokenizer", None)
     if tokenizer is None or "tokens" not in steps[0].micro_batches[0]:
@@ -136,7 +137,7 @@ def save_look(path: Path, objective: Objective, steps: list[Step]) -> Path | Non
             lines += [
                 f"[rank {rank}, {i}, {key}] {tokenizer.decode(ids[used])}" for key, ids, used in rows_of_text
             ]
-    write_text(path.with_suffix(".txt"), "\n\n".join(lines) + "\n")
+    write_atomically(path.with_suffix(".txt"), "\n\n".join(lines) + "\n")
     return path.with_suffix(".txt")
 
 

@@ -6,13 +6,12 @@ data that are not there) ends this one at once.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
+from data_tools.atomic import free_bytes
 from data_tools.remote import is_remote
 from pretrain.checkpoint.targets import Copies
 from pretrain.config.check import check_world_size
@@ -99,12 +98,6 @@ def dry_run(config: Config) -> DryRun:
             values=values,
             parameters=parameters,
             checkpoint_bytes=engine.checkpoint_bytes(),
-            free_bytes=shutil.disk_usage(existing(config.folder)).free,
+            free_bytes=free_bytes(config.folder),
             peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else None,
         )
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO, Any
 
 import yaml
 
+from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
 from pretrain.config.load import build_config
 from pretrain.config.sections import Config
@@ -89,7 +89,7 @@ class RunFolder:
         """
         self.lock("run_dir")
         self.changes = self.refuse_other_run(config, allowed)
-        write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         return self.run_id()
 
     def lock(self, setting: str) -> None:
@@ -125,12 +125,12 @@ class RunFolder:
     def run_id(self) -> str:
         path = self.path / "run.json"
         if not path.exists():
-            write_text(path, json.dumps({"id": secrets.token_hex(4)}))
+            write_atomically(path, json.dumps({"id": secrets.token_hex(4)}))
         return str(json.loads(path.read_text())["id"])
 
     def take_id(self, run_id: str) -> str:
         """Be the folder of that run again."""
-        write_text(self.path / "run.json", json.dumps({"id": run_id}))
+        write_atomically(self.path / "run.json", json.dumps({"id": run_id}))
         return run_id
 
     def close(self) -> None:
@@ -170,16 +170,6 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> Changes:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not is_free(key)
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load_run_config(run: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_tools.atomic import atomic_file, write_atomically
 from data_tools.errors import UserError
 from data_tools.loader import Step
 from pretrain.checkpoint.folder import complete, step_of
@@ -30,7 +31,7 @@ from pretrain.objectives.base import Phase, by_name
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import settings_at, total_steps_at
-from pretrain.run.folder import is_free, load_run_config, write_text
+from pretrain.run.folder import is_free, load_run_config
 from pretrain.run.run import build_objective, shards_weights
 from pretrain.tracking.metrics import read_metrics, to_json
 from pretrain.trainer import Trainer
@@ -79,7 +80,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
         logged = next((v for v in read_metrics(run) if v["kind"] == "train" and v["step"] == step), {})
         found = {"step": step, "logged": {k: logged[k] for k in found["values"] if k in logged}, **found}
         engine.on_main_process(
-            lambda: write_text(
+            lambda: write_atomically(
                 make_replay_folder(run) / f"step_{step}.json", json.dumps(to_json(found), indent=1)
             )
         )
@@ -165,7 +166,8 @@ def watch_gradients(engine: Engine) -> dict[str, dict[str, float]]:
 def save_batch(batch: Step, path: Path) -> None:
     """This rank's micro-batches as one safetensors file; tensors are called `<micro-batch>.<name>`."""
     tensors = {f"{i}.{n}": t.contiguous() for i, m in enumerate(batch.micro_batches) for n, t in m.items()}
-    save_file(tensors, path)
+    with atomic_file(path) as partial:
+        save_file(tensors, partial)
 
 
 def make_replay_folder(run: Path) -> Path:

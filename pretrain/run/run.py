@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_tools.atomic import write_atomically
 from data_tools.dataset import Dataset
 from data_tools.errors import tell_error
 from data_tools.loader import make_micro_batch
@@ -48,7 +49,7 @@ from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import changes_since
-from pretrain.run.folder import RunFolder, write_text
+from pretrain.run.folder import RunFolder
 from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
@@ -130,7 +131,7 @@ def train(
     folder = RunFolder(config.folder)
     is_main_process = engine.world.rank == 0
     try:
-        run_id, found = on_main_process_for_long(engine, lambda: open_run(folder, config, copies, allowed))
+        run_id, found = open_run(engine, folder, config, copies, allowed)
         is_new = found.path is None and not found.broken
         if is_new:
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
@@ -188,7 +189,7 @@ def fit(trainer: Trainer) -> None:
             finished = trainer.fit()
         status = "finished" if finished else "preempted"
         if not finished and trainer.engine.world.rank == 0 and trainer.stop_request.status == REQUEUE:
-            write_text(wish, f"{trainer.step}\n")
+            write_atomically(wish, f"{trainer.step}\n")
         if trainer.tracker:
             kind = "end" if finished else "preempted"
             trainer.tracker.event(kind, trainer.step, {"seconds": time.perf_counter() - started})

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_tools.atomic import write_atomically
 from pretrain.tracking.config import TrackingConfig, WandbConfig
 from pretrain.tracking.environment import describe_environment
 from pretrain.tracking.metrics import MetricsFile, read_metrics, told_from
@@ -43,7 +44,7 @@ class Tracker:
         """What W&B has from an earlier start of the same training, and need not be told twice."""
         self.metrics = MetricsFile(run_dir)
         environment = json.dumps(describe_environment(), indent=1)
-        (run_dir / "environment.json").write_text(environment, encoding="utf-8")
+        write_atomically(run_dir / "environment.json", environment)
         name = str(resolved_config.get("name", run_dir.name))
         self.wandb = WandbLogger(run_dir, config.wandb, run_id, name, resolved_config)
         self.display = ProgressDisplay(total_steps, resumed_at) if config.progress else None

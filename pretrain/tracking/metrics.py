@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_tools.atomic import full_disk_explained
+
 FILE_NAME = "metrics.jsonl"
 # JSON has no such numbers; they are written as these strings and come back as floats.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -21,16 +23,17 @@ class MetricsFile:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        path = run_dir / FILE_NAME
+        self.path = path = run_dir / FILE_NAME
         run_dir.mkdir(parents=True, exist_ok=True)
         cut_half_line(path)
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)  # less the umask
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; numbers may be Python's, NumPy's or one-element tensors."""
         data = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        while data:  # a write may be short when the disk is nearly full or a signal arrives
-            data = data[os.write(self.descriptor, data) :]
+        with full_disk_explained(self.path, len(data)):
+            while data:  # a write may be short when the disk is nearly full or a signal arrives
+                data = data[os.write(self.descriptor, data) :]
 
     def close(self) -> None:
         if self.descriptor >= 0:

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data_tools.atomic import write_atomically
+
 if TYPE_CHECKING:
     from pretrain.tracking.wandb import WandbLogger
 
@@ -111,9 +113,8 @@ def save_picture(picture: Picture, run_dir: Path, step: int) -> Path:
     folder = run_dir / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}{picture.suffix}"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(picture.encode())
-    return partial.replace(path)
+    write_atomically(path, picture.encode())
+    return path
 
 
 def png(grid: ImageGrid) -> bytes:

@@ -139,7 +139,7 @@ def test_what_is_written_in_the_background_is_the_moment_it_was_asked_for(tmp_pa
     def save_state(*arguments):
         slowly.set()
         assert go_on.wait(60)
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(base, "save_state", save_state)
     checkpoints = Checkpoints(tmp_path, engine, CheckpointConfig())

@@ -24,7 +24,10 @@ from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.store import Store
 from pretrain.checkpoint.targets import Copies, find_newest, identity_of, open_run, refuse_checkpoints
 from pretrain.config.load import load_config
-from pretrain.engine.base import without_advice
+from pretrain.config.sections import TrainConfig
+from pretrain.engine.base import World
+from pretrain.engine.ddp import DDPEngine
+from pretrain.engine.saving import without_advice
 from pretrain.release.release import load_run_encoder
 from pretrain.run.folder import RunFolder
 from pretrain.run.run import run
@@ -297,7 +300,7 @@ def config_of(tmp_path, run_dir, *overrides):
 def open_folder(config):
     folder = RunFolder(config.folder)
     try:
-        return open_run(folder, config, Copies(config.checkpoint))
+        return open_run(DDPEngine(TrainConfig(), World()), folder, config, Copies(config.checkpoint))
     finally:
         folder.close()
 
