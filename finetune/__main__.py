@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m finetune` and of `masquerade finetune`."""
     status = run_cli(lambda: finetune(sys.argv[1:] if argv is None else argv))
     if status:
-        from pretrain.engine.base import leave_job
+        from pretrain.engine.closing import leave_job
 
         leave_job(status)
     return status

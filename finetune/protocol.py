@@ -31,11 +31,13 @@ from finetune.training import (
     pooled_features,
     train,
 )
-from pretrain.engine.base import Engine, World, closing_engine
+from pretrain.engine.base import Engine, World
+from pretrain.engine.closing import closing_engine
 from pretrain.engine.ddp import DDPEngine
 from pretrain.evaluation.class_names import class_names, comparable_names
 from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
-from pretrain.trainer import Tracks, seed_of
+from pretrain.ops.seeds import seed_of
+from pretrain.trainer import Tracks
 
 COLUMNS = {
     "full": ("full",),

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.get(argv[0]) if argv else None
     status = run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
     if status:
-        from pretrain.engine.base import leave_job
+        from pretrain.engine.closing import leave_job
 
         leave_job(status)
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from pretrain.guards.preemption import StopRequest
 from pretrain.metering.meter import Meter
 from pretrain.metering.phase_values import PhaseValues, reduce_values
 from pretrain.objectives.base import Objective, Phase
+from pretrain.ops.seeds import seed_of
 from pretrain.optim.schedules import learning_rate
 from pretrain.tracking.pictures import Picture
 
@@ -294,8 +294,3 @@ class Trainer:
                 if initial or hook.due(self.step, self.total_steps):
                     self.heartbeat(f"pictures, probes and held-out losses of step {self.step}")
                     hook.run(self.step)
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from whatever identifies the moment."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

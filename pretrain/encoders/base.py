@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,18 @@ from pretrain.encoders.hf_model import read_hf_config, split_settings
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """Settings of an encoder on a `transformers` model."""
+
+    name: str
+    from_pretrained: str | None = None
+    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
+    transformers: dict[str, Any] | None = None
+    """What no setting here says, in words of `transformers`: `{hidden_act: relu}`. With `from_pretrained` the folder's,
+    whole, where it is not set here."""
 
 
 class Encoder(nn.Module):

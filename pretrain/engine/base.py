@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
-from data_tools.errors import UserError, tell_error
+from data_tools.errors import UserError
 from pretrain.engine.averages import Average
 from pretrain.engine.config import DistributedConfig
 from pretrain.engine.saving import Files, count_bytes, new_key, own_share, save_state, without_advice
@@ -386,29 +384,3 @@ def optimizer_settings(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
         optimizer: {k: v for k, v in flat.items() if k.startswith("param_groups.") and k.endswith(SETTINGS)}
         for optimizer, flat in state.get("optimizers", {}).items()
     }
-
-
-@contextmanager
-def closing_engine(engine: Engine) -> Iterator[None]:
-    """Close the engine afterwards. After an error in a job of several ranks it stays open, and the error is told.
-
-    A rank may have failed alone: NCCL would wait for the others in closing, for as long as a collective may take. The
-    command then ends with `leave_job`.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if engine.world.size > 1:
-            tell_error(error)
-        else:
-            engine.close()
-        raise
-    engine.close()
-
-
-def leave_job(status: int) -> None:
-    """End this process at once where it failed as one of several ranks: no thread and no group is waited for."""
-    if status and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)

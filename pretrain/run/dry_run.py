@@ -18,7 +18,8 @@ from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
-from pretrain.engine.base import World, closing_engine
+from pretrain.engine.base import World
+from pretrain.engine.closing import closing_engine
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.run import build_hooks, build_objective, shards_weights
 from pretrain.weights.start import load_starting_weights

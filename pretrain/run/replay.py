@@ -24,7 +24,8 @@ from pretrain.config.load import build_config, override, parse_override
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World, closing_engine
+from pretrain.engine.base import Engine, World
+from pretrain.engine.closing import closing_engine
 from pretrain.engine.initial_weights import expect_checkpoint
 from pretrain.engine.shards import whole_tensor
 from pretrain.objectives.base import Phase, by_name

@@ -31,7 +31,8 @@ from pretrain.data import (
 )
 from pretrain.encoders import encoder_class
 from pretrain.engine import start_engine
-from pretrain.engine.base import Engine, World, closing_engine
+from pretrain.engine.base import Engine, World
+from pretrain.engine.closing import closing_engine
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
 from pretrain.evaluation.probes import OnlineProbe, check_probe_data
 from pretrain.evaluation.validation import Validation
@@ -44,6 +45,7 @@ from pretrain.metering.peak import device_peak
 from pretrain.metering.profiling import Profiling, check_profiling
 from pretrain.objectives import objective_class
 from pretrain.objectives.base import Batch, Objective
+from pretrain.ops.seeds import seed_of
 from pretrain.optim.groups import check_rules
 from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
@@ -53,7 +55,7 @@ from pretrain.run.folder import RunFolder
 from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
-from pretrain.trainer import Hook, Tracks, Trainer, seed_of
+from pretrain.trainer import Hook, Tracks, Trainer
 from pretrain.weights.gaps import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 

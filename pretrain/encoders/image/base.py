@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_tools.errors import UserError
-from pretrain.encoders.base import Encoder, field
+from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import pooler_option
 from pretrain.encoders.image.card import NOTES, image_code
 from pretrain.encoders.image.processor import open_image_processor
@@ -39,6 +40,16 @@ def image_to_array(image: np.ndarray, channels: int, place: str) -> np.ndarray:
         f"{place}: an image of {image.shape[2]} channels for an encoder of {channels}; "
         f"set encoder.num_channels={image.shape[2]}"
     )
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig(PretrainedConfig):
+    """What families of images have; the scale of pixels is ImageNet's unless set."""
+
+    image_size: int = 224
+    num_channels: int = 3
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(Encoder):

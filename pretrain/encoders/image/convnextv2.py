@@ -16,7 +16,7 @@ from transformers import ConvNextV2Config, ConvNextV2Model
 
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
-from pretrain.encoders.image.base import ImageEncoder
+from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 
 if TYPE_CHECKING:
@@ -24,23 +24,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ConvNextV2EncoderConfig:
+class ConvNextV2EncoderConfig(ImageEncoderConfig):
     """Sizes as in `transformers.ConvNextV2Config`; defaults are ConvNeXt V2-T."""
 
     name: str = "convnextv2"
-    image_size: int = 224
     patch_size: int = 4
     """Stride of the first convolution; every further stage halves the resolution again."""
-    num_channels: int = 3
     hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 9, 3)
-    from_pretrained: str | None = None
-    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
-    transformers: dict[str, Any] | None = None
-    """What no setting here says, in words of `transformers`: `{hidden_act: relu}`.
-    With `from_pretrained` the folder\'s, whole, where it is not set here."""
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 class ConvNextV2Encoder(ImageEncoder):

@@ -12,7 +12,7 @@ from transformers import ViTConfig, ViTModel
 
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
-from pretrain.encoders.image.base import ImageEncoder
+from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.ops.patches import patchify
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ViTEncoderConfig:
+class ViTEncoderConfig(ImageEncoderConfig):
     """Sizes as in `transformers.ViTConfig`; defaults are ViT-B/16."""
 
     name: str = "vit"
-    image_size: int = 224
     patch_size: int = 16
-    num_channels: int = 3
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -38,13 +36,6 @@ class ViTEncoderConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     """`sincos`: fixed 2-D sine-cosine positions as in MAE; `learned`: N(0, .02²), trained."""
     pooling: Literal["mean", "cls"] = "mean"
-    from_pretrained: str | None = None
-    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
-    transformers: dict[str, Any] | None = None
-    """What no setting here says, in words of `transformers`: `{hidden_act: relu}`.
-    With `from_pretrained` the folder\'s, whole, where it is not set here."""
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 class ViTEncoder(ImageEncoder, PatchEncoder):

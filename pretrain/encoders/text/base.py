@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.encoders.base import Encoder, field
+from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import (
     build_hf_config,
     build_hf_model,
@@ -36,6 +37,18 @@ Pooling = Literal["mean", "first", "last"]
 
 
 ID_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig(PretrainedConfig):
+    """What all families of text have; the others of their names are those of their `transformers` configuration."""
+
+    vocab_size: int | None = None
+    """Default: the tokenizer's."""
+    initializer_range: float = 0.02
+    max_length: int = 512
+    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
+    pooling: Pooling = "mean"
 
 
 class TextEncoder(Encoder):

@@ -8,22 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
+from pretrain.encoders.text.base import BidirectionalTextEncoder, TextEncoderConfig
 from pretrain.ops.attention import attention_mask
 
 
 @dataclass(frozen=True)
-class BertEncoderConfig:
+class BertEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.BertConfig`; defaults are BERT-base's, without dropout."""
 
     name: str = "bert"
-    from_pretrained: str | None = None
-    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
-    transformers: dict[str, Any] | None = None
-    """What no setting here says, in words of `transformers`: `{layer_norm_eps: 1e-5}`.
-    With `from_pretrained` the folder\'s, whole, where it is not set here."""
-    vocab_size: int | None = None
-    """Default: the tokenizer's."""
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -33,10 +26,6 @@ class BertEncoderConfig:
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     max_position_embeddings: int = 512
-    initializer_range: float = 0.02
-    max_length: int = 512
-    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
-    pooling: Pooling = "mean"
 
 
 class BertEncoder(BidirectionalTextEncoder):

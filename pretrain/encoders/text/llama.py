@@ -10,21 +10,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from data_tools.errors import UserError
-from pretrain.encoders.text.base import CausalTextEncoder, Pooling
+from pretrain.encoders.text.base import CausalTextEncoder, TextEncoderConfig
 
 
 @dataclass(frozen=True)
-class LlamaEncoderConfig:
+class LlamaEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.LlamaConfig`; the default size is GPT-2's, not 7B."""
 
     name: str = "llama"
-    from_pretrained: str | None = None
-    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
-    transformers: dict[str, Any] | None = None
-    """What no setting here says, in words of `transformers`: `{hidden_act: gelu}`.
-    With `from_pretrained` the folder\'s, whole, where it is not set here."""
-    vocab_size: int | None = None
-    """Default: the tokenizer's."""
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -36,10 +29,6 @@ class LlamaEncoderConfig:
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    max_length: int = 512
-    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
-    pooling: Pooling = "mean"
 
 
 class LlamaEncoder(CausalTextEncoder):

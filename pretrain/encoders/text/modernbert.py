@@ -11,22 +11,15 @@ from transformers import ModernBertConfig, ModernBertModel
 
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import read_hf_config
-from pretrain.encoders.text.base import BidirectionalTextEncoder, Pooling
+from pretrain.encoders.text.base import BidirectionalTextEncoder, TextEncoderConfig
 from pretrain.ops.attention import VARLEN, attention_mask
 
 
 @dataclass(frozen=True)
-class ModernBertEncoderConfig:
+class ModernBertEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.ModernBertConfig`; defaults are ModernBERT-base's."""
 
     name: str = "modernbert"
-    from_pretrained: str | None = None
-    """A `transformers` folder or a release to start from; sizes are the folder's unless set here."""
-    transformers: dict[str, Any] | None = None
-    """What no setting here says, in words of `transformers`: `{norm_eps: 1e-6}`.
-    With `from_pretrained` the folder\'s, whole, where it is not set here."""
-    vocab_size: int | None = None
-    """Default: the tokenizer's."""
     hidden_size: int = 768
     num_hidden_layers: int = 22
     num_attention_heads: int = 12
@@ -39,10 +32,6 @@ class ModernBertEncoderConfig:
     attention_dropout: float = 0.0
     embedding_dropout: float = 0.0
     mlp_dropout: float = 0.0
-    initializer_range: float = 0.02
-    max_length: int = 512
-    """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
-    pooling: Pooling = "mean"
 
 
 class ModernBertEncoder(BidirectionalTextEncoder):
