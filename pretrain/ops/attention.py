@@ -86,7 +86,9 @@ def document_blocks(document_ids: Tensor, window: int | None, causal: bool = Fal
         near = (query - key <= reach) & (key - query <= (0 if causal else reach))
         return (document_ids[row, query] == document_ids[row, key]) & near
 
-    return compiled_create_block_mask(seen, rows, None, length, length, document_ids.device)
+    blocks: Any = compiled_create_block_mask(seen, rows, None, length, length, document_ids.device)
+    blocks.ndim = 4  # transformers' GPT-2 asks every mask for it
+    return blocks
 
 
 def find_document_starts(document_ids: Tensor) -> Tensor:
