@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-ROOMS = [folder.name for folder in sorted((ROOT / "pretrain").iterdir()) if (folder / "__init__.py").is_file()]
+ROOMS = [
+    folder.name for folder in sorted((ROOT / "pretrain").iterdir()) if (folder / "__init__.py").is_file()
+]
 
 
 def prose(page: Path) -> str:
