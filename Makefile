@@ -1,5 +1,7 @@
-# make demo   install into .venv, then the whole story on embedded data: ≤ 8 minutes on 2 CPU cores
-# make test   install into .venv what the tests need, then run all of them
+# make demo       install into .venv, then the whole story on embedded data: ≤ 8 minutes on 2 CPU cores
+# make test       install into .venv what the tests need, then run all of them
+# make test-fast  those that take less than about five seconds each; TESTS=tests/docs: some of them
+# make lint       ruff and mypy
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -11,7 +11,7 @@ COMMANDS = {
     "data": ("data_tools", "raw files → shards, and tools to look at them"),
     "pretrain": ("pretrain", "pretrain an encoder as a recipe says; release it; report on it"),
     "finetune": ("finetune", "teach a pretrained encoder a task from few labels"),
-    "launch": ("launch", "start jobs on this machine or on a cluster"),
+    "launch": ("launch", "start jobs on this machine, as many processes as wanted"),
     "demo": ("launch", "watch an encoder learn from unlabelled digits, then beat one trained from scratch"),
 }
 

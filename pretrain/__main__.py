@@ -13,6 +13,7 @@ from pretrain.guards.preemption import leave_stop_mark, read_stop_mark
 EPILOG = """examples:
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
+  python -m pretrain mae_digits optimizer.lr=1e-3 --print-config
   python -m pretrain mae_digits --dry-run
   python -m pretrain mae_digits train.steps=4000 --allow-changes train.steps
   torchrun --nproc-per-node 2 -m pretrain mae_digits
@@ -55,7 +56,7 @@ def pretrain(argv: list[str]) -> int:
     )
     parser.add_argument(
         "recipe",
-        help="a name from pretrain/recipes, a YAML file; or release | report | replay | batch RUN, loss-compare A B",
+        help="a name from pretrain/recipes, or a YAML file; or release | report | replay | batch RUN, loss-compare A B",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"

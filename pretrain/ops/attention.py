@@ -65,7 +65,7 @@ def document_mask(
 
 
 def same_document(document_ids: Tensor) -> Tensor:
-    """Segments (B, L) → (B, 1, L, L), true within a document."""
+    """`document_ids` (B, L) → (B, 1, L, L), true within a document."""
     return (document_ids.unsqueeze(2) == document_ids.unsqueeze(1)).unsqueeze(1)
 
 

@@ -65,7 +65,7 @@ def resolve_encoder(own: dict[str, Any]) -> dict[str, Any]:
 def resolve_old_run(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The encoder section of a run that was begun before runs kept the folder's configuration.
 
-    It trained with the folder's at first, so that is taken while the folder is there, and without it when it is not.
+    It trained with the folder's at first, so that is taken while it is there; when it is gone, the family's defaults.
     """
     if not (folder / "config.json").is_file():
         log.warning(
