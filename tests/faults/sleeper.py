@@ -10,7 +10,7 @@ from pretrain.objectives.mae import MAE
 
 
 class Sleeper(MAE):
-    def after_step(self, phase, step):
+    def after_step(self, phase, step, skipped):
         if step == 4 and os.environ["RANK"] == "1":
             oversleep(os.environ.get("OVERSLEEP"))
 
