@@ -117,7 +117,7 @@ def build_objective(config: Config, dataset: Dataset, deferred: bool = False) ->
 
 def shards_weights(config: Config) -> bool:
     """Whether no rank needs to hold the whole model when it starts."""
-    return config.engine == "fsdp" and not getattr(config.encoder, "from_pretrained", None)
+    return config.engine == "fsdp"
 
 
 def train(
