@@ -27,8 +27,9 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import World
 from pretrain.engine.shards import local
 from pretrain.objectives.base import Objective
-from pretrain.optim.build import build_optimizer
+from pretrain.run.assemble import prepare_engine
 from pretrain.run.run import build_objective, shards_weights
+from pretrain.weights.start import load_starting_weights
 
 
 def resident_bytes(field: str) -> int:
@@ -59,7 +60,7 @@ def measure_rank(config: Config) -> dict[str, Any]:
     forget_peak()
     before, started = resident_bytes("VmRSS"), time.perf_counter()
     objective = build_objective(config, dataset, shards_weights(config))
-    engine.prepare(objective, lambda name, roles: build_optimizer(roles, config.optimizer_for(name)))
+    prepare_engine(config, objective, engine, load=lambda: load_starting_weights(config, objective))
     seconds, peak = time.perf_counter() - started, resident_bytes("VmHWM") - before
     parameters = named_parameters(objective)
     shards = dict(zip(parameters, local(parameters.values()), strict=True))
@@ -79,6 +80,7 @@ def measure_rank(config: Config) -> dict[str, Any]:
 def fingerprint_whole(config: Config, ranks: int) -> dict[str, list[str]]:
     """By parameter, the fingerprint of each rank's piece, of the model that one process builds."""
     objective = build_objective(config, first_of(open_sources(config.data)))
+    load_starting_weights(config, objective)
     found = {}
     for name, parameter in named_parameters(objective).items():
         pieces = list(parameter.chunk(ranks))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -25,6 +28,8 @@ PLACES = (
 """What is wrong with a place that a user chose, or with its disk, and never with the program."""
 TOLD = "has_been_told"
 """The attribute of an error that has been printed."""
+PATIENCE = 5.0
+"""Seconds within which a launcher ends a rank after rank 0 has failed."""
 LOST_PEER = ("connection reset by peer", "connection closed by peer", "timed out waiting", "broken pipe")
 
 
@@ -47,25 +52,46 @@ def tell_error(error: BaseException) -> int:
     2 with one line for a user's mistake, to which belong a place that cannot be read or written and a full disk; 130
     for Ctrl-C; else 1, with the traceback.
 
-    Under `torchrun` every rank meets the same mistake, and only rank 0 tells it, unless it is one rank's own. A rank
-    that merely lost another says so in one line: the other one's error is what counts.
+    Under `torchrun` every rank meets the same mistake, and rank 0 tells it; another rank does where it has not been
+    ended some seconds later, for then rank 0 has not met it. A rank that merely lost another says so in one line: the
+    other one's error is what counts.
     """
     trace = "".join(traceback.format_exception(error)).rstrip()
     status, text = describe_error(error) or (1, trace)
     if text and not getattr(error, TOLD, False):
+        if is_shared(error):
+            wait_for_the_end()
         print(text, file=sys.stderr, flush=True)
     setattr(error, TOLD, True)
     return status
+
+
+def as_told(error: UserError) -> UserError:
+    """An error that another rank tells."""
+    setattr(error, TOLD, True)
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether rank 0 tells this error of another rank, unless this rank has met it alone."""
+    shared = isinstance(error, UserError) and not isinstance(error, OneRankError)
+    return shared and os.environ.get("RANK", "0") != "0"
+
+
+def wait_for_the_end() -> None:
+    """Let the launcher end this process meanwhile, as it does with the ranks that are left when one has failed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(PATIENCE)
 
 
 def describe_error(error: BaseException) -> tuple[int, str] | None:
     """The exit status and this rank's line, empty where it is another's to tell; None for what was not foreseen."""
     rank = os.environ.get("RANK")
     place = "" if rank is None else f" (rank {rank})"
-    if isinstance(error, OneRankError):
-        return 2, f"error{place}: {error}"
     if isinstance(error, UserError):
-        return 2, f"error: {error}" if rank in (None, "0") else ""
+        own = isinstance(error, OneRankError) or is_shared(error)
+        return 2, f"error{place if own else ''}: {error}"
     if isinstance(error, OSError) and error.errno in PLACES:
         return 2, f"error{place}: {describe_place(error)}"
     if isinstance(error, KeyboardInterrupt):

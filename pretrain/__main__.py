@@ -116,6 +116,8 @@ def pretrain(argv: list[str]) -> int:
         if is_main_process:
             print(
                 f"stopped as asked, after step {result.steps}, and saved; the same command goes on from there"
+                if result.steps
+                else "stopped as asked, before the first step; the same command begins anew"
             )
         leave_stop_mark(result.status)
         return result.status

@@ -123,7 +123,7 @@ class Trainer:
         """
         self.meter.restart()
         try:
-            if self.step == 0:
+            if self.step == 0 and not self.engine.holds_anywhere(self.stop_request.asked):
                 self.objective.begin_step(0, self.total_steps)
                 self.run_hooks(initial=True)
             with collect_garbage_every(self.config.train.gc_every) as collect_garbage:
@@ -138,6 +138,8 @@ class Trainer:
         return finished
 
     def run_steps(self, collect_garbage: Callable[[int], None]) -> bool:
+        if self.step < self.total_steps and self.engine.holds_anywhere(self.stop_request.asked):
+            return False  # nothing has been learned since the newest checkpoint
         steps, first = iter(self.loader), self.step
         while self.step < self.total_steps:
             batch = self.take_batch(steps)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, as_told
 from pretrain.engine.averages import Average
 from pretrain.engine.config import DistributedConfig
 from pretrain.engine.saving import Files, count_bytes, new_key, own_share, save_state, without_advice
@@ -255,6 +255,10 @@ class Engine(ABC):
             dist.all_reduce(values)
         return values
 
+    def holds_anywhere(self, condition: bool) -> bool:
+        """Whether it holds on some rank, the same on all of them. On all ranks together."""
+        return bool(self.sum(torch.tensor(float(condition))))
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value (any small picklable object), on every rank."""
         if self.world.size == 1:
@@ -281,7 +285,7 @@ class Engine(ABC):
                 mistake = str(error)
         result, mistake = self.broadcast((result, mistake))
         if mistake is not None:
-            raise UserError(mistake)
+            raise as_told(UserError(mistake)) if self.world.rank else UserError(mistake)
         return result
 
     def barrier(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Result:
     folder: Path
     steps: int
     status: int
-    """The exit status: 0 where the run came to its end; otherwise it was asked to stop after `steps`, and has saved."""
+    """The exit status: 0 where the run came to its end; otherwise it was asked to stop, and has saved all steps."""
 
     @property
     def finished(self) -> bool:
@@ -117,7 +117,7 @@ def build_objective(config: Config, dataset: Dataset, deferred: bool = False) ->
 
 def shards_weights(config: Config) -> bool:
     """Whether no rank needs to hold the whole model when it starts."""
-    return config.engine == "fsdp" and not getattr(config.encoder, "from_pretrained", None)
+    return config.engine == "fsdp"
 
 
 def train(
@@ -130,9 +130,8 @@ def train(
     allowed: tuple[str, ...],
 ) -> Trainer:
     """Everything between a started engine and a written report; the trainer, which knows how far it came."""
-    folder = RunFolder(config.folder)
     is_main_process = engine.world.rank == 0
-    try:
+    with closing(RunFolder(config.folder)) as folder, StopRequest() as stop_request:
         run_id, found = open_run(engine, folder, config, copies, allowed)
         is_new = found.path is None and not found.broken
         if is_new:
@@ -168,6 +167,7 @@ def train(
                 trainer.tracker.event("loaded", trainer.step, report.values())
             changes = folder.changes | (changes_since(found.path, config) if found.path else {})
             tell_start(trainer, resumed, changes, branched)
+        trainer.stop_request = stop_request
         trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker))
         fit(trainer)
         if is_main_process:
@@ -176,8 +176,6 @@ def train(
             except OSError as error:  # a full disk must not make a finished run a failed one
                 log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
         return trainer
-    finally:
-        folder.close()
 
 
 def fit(trainer: Trainer) -> None:
@@ -187,7 +185,7 @@ def fit(trainer: Trainer) -> None:
     if trainer.engine.world.rank == 0:
         wish.unlink(missing_ok=True)
     try:
-        with StopRequest() as trainer.stop_request, guard_against_hangs(trainer):
+        with guard_against_hangs(trainer):
             finished = trainer.fit()
         status = "finished" if finished else "preempted"
         if not finished and trainer.engine.world.rank == 0 and trainer.stop_request.status == REQUEUE:

@@ -16,13 +16,14 @@ MAY_DIFFER = ("image_size", "num_channels", "max_position_embeddings", "n_positi
 
 
 def fit_tensor(name: str, tensor: Tensor, shape: torch.Size, folder: Path) -> tuple[Tensor, str | None]:
-    """A tensor in another shape, and how it was fitted (None: the shapes are the same).
+    """A tensor in another shape, in fp32, and how it was fitted (None: the shapes are the same, and it is untouched).
 
     Raises:
         UserError: nothing is known that would fit it.
     """
     if tensor.shape == shape:
         return tensor, None
+    tensor = tensor.float()
     if "position_embeddings" in name and tensor.ndim == 3 and tensor.shape[2] == shape[2]:
         return interpolate_grid(tensor, shape[1]), "interpolated over the grid"
     if ("position_embeddings" in name or name == "wpe.weight") and tensor.shape[1:] == shape[1:]:

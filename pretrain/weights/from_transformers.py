@@ -10,9 +10,10 @@ from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.text.tokenizer import fingerprint_of
+from pretrain.engine.shards import copy_shard
 from pretrain.weights.fit import fit_tensor
 from pretrain.weights.gaps import LoadingReport, refuse_gaps
-from pretrain.weights.model_folder import ModelFolder, open_model, resolve_encoder
+from pretrain.weights.model_folder import ModelFolder, find_tensors, resolve_encoder
 
 HEADS = ("pooler.", "classifier.", "score.", "lm_head.", "cls.", "head.", "decoder.")
 """Parameters of heads that a folder may hold and an encoder does without."""
@@ -39,7 +40,8 @@ def load_pretrained(encoder: Encoder, folder: Path, allowed: tuple[str, ...] = (
     """Give an encoder the weights of a folder of its family. What it computes with them, its own settings say.
 
     Position embeddings are interpolated (bicubic over an image's grid, linear over a text's length) and the kernels of
-    the first layer summed or repeated over channels where sizes differ.
+    the first layer summed or repeated over channels where sizes differ. Tensors are read one by one, and of sharded
+    weights a rank takes its shards; needs no other rank.
 
     Args:
         allowed: patterns of tensors that may be missing from the folder, or unexpected in it.
@@ -47,29 +49,28 @@ def load_pretrained(encoder: Encoder, folder: Path, allowed: tuple[str, ...] = (
         UserError: no such folder, another tokenizer, or tensors that are missing, unexpected or cannot be fitted.
     """
     refuse_other_tokenizer(encoder, folder)
-    own = encoder.model
-    source, loading = open_model(type(own), folder)
+    stored, loading = find_tensors(type(encoder.model), folder)
     refuse_loading_gaps(loading, folder, allowed)
-    state, tensors = own.state_dict(), source.state_dict()
-    lacking, vain = sorted(state.keys() - tensors.keys()), sorted(tensors.keys() - state.keys())
+    state = encoder.model.state_dict()
+    not_given = set(loading["missing_keys"])
+    lacking, vain = sorted(state.keys() - stored.keys() - not_given), sorted(stored.keys() - state.keys())
     gaps = dict.fromkeys(lacking, "missing") | dict.fromkeys(vain, "unexpected")
     refuse_gaps(
         f"{folder}: the encoder's settings ask for other weights; leave those settings out",
         gaps,
         allowed=allowed,
     )
-    missing = {*loading["missing_keys"], *lacking}
     report = LoadingReport(
-        str(folder), missing=sorted(missing), unused=sorted({*loading["unexpected_keys"], *vain})
+        str(folder),
+        missing=sorted({*not_given, *lacking}),
+        unused=sorted({*loading["unexpected_keys"], *vain}),
     )
-    for name, mine in state.items():
-        if name in missing:
-            continue
-        state[name], how = fit_tensor(name, tensors[name], mine.shape, folder)
+    for name in (name for name in state if name in stored):
+        tensor, how = fit_tensor(name, stored[name].read(), state[name].shape, folder)
         report.loaded += how is None
         if how:
-            report.fitted.append(f"{name} {tuple(tensors[name].shape)} → {tuple(mine.shape)}, {how}")
-    own.load_state_dict(state)
+            report.fitted.append(f"{name} {stored[name].shape} → {tuple(state[name].shape)}, {how}")
+        copy_shard(state[name], tensor)
     return report
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from data_tools.errors import UserError, nearest
 from pretrain.encoders import ENCODERS, encoder_class
@@ -32,6 +33,21 @@ class ModelFolder:
     """Stands in for the data set where an encoder takes its tokenizer from: here it lies beside the weights."""
 
     folder: Path
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, of which nothing is in memory before it is read."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The tensor as it is stored, mapped: what is not looked at takes no memory, and none is kept afterwards."""
+        with safe_open(self.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self.key)
+        return tensor
 
 
 def resolve_encoder(own: dict[str, Any]) -> dict[str, Any]:
@@ -135,27 +151,52 @@ def family_of(model_type: Any, folder: Path) -> type[Encoder]:
     return known[model_type]
 
 
-def open_model(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The folder's model in fp32 at its own sizes, and what `transformers` says about missing and unexpected tensors.
+def find_tensors(model_class: Any, folder: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Where the folder's tensors are, by the names that the model has for them; no weight is read.
 
+    Returns:
+        The tensors, and what `transformers` says about missing and unexpected ones.
     Raises:
         UserError: no weights, pickles in their place, or files that are not whole.
     """
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    for file in files:
         refuse_broken_file(file)
     no_progress_bars()
     try:
-        return model_class.from_pretrained(
-            folder,
+        stored = {tensor.key: tensor for file in files for tensor in list_tensors(file)}
+        # `transformers` knows the old names and prefixes: it loads stand-ins of one number each, whose storages tell
+        # which went where.
+        stand_ins = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in stored.items()}
+        model, loading = model_class.from_pretrained(
+            None,
+            config=model_class.config_class.from_pretrained(folder, local_files_only=True),
+            state_dict=stand_ins,
             output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
             **without_pooler(model_class),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from None
+    keys = {stand_in.untyped_storage()._cdata: key for key, stand_in in stand_ins.items()}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        key = keys.get(tensor.untyped_storage()._cdata)
+        if key is not None:
+            found[name] = stored[key]
+        elif name not in loading["missing_keys"]:
+            raise UserError(
+                f"{folder}: {name} is made of several tensors of an older layout; open the folder with this version of "
+                "transformers and save it again with save_pretrained"
+            )
+    return found, loading
+
+
+def list_tensors(path: Path) -> list[StoredTensor]:
+    """What a safetensors file holds."""
+    with safe_open(path, framework="pt") as file:
+        return [StoredTensor(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()]  # noqa: SIM118
 
 
 def weight_files(folder: Path) -> list[Path]:
