@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from data_tools.errors import UserError
+from pretrain.__main__ import main
 from pretrain.config.load import load_config
+from tests.tiny_run import SMALL
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,38 @@ def test_a_wrong_value_is_named_by_where_the_user_wrote_it(override, message):
     with pytest.raises(UserError) as told:
         load_config("mae_digits", [override])
     assert str(told.value).startswith(message)
+
+
+class NothingToRun:
+    """A hook without `run`."""
+
+    every = 1
+
+    def __init__(self, context):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("encoder.from_pretrained=3", "encoder.from_pretrained=3: give the path of a folder"),
+        ("hooks=[foo]", "hooks='foo': is no class; write it as module:Class"),
+        (
+            f"hooks=['{__name__}:NothingToRun']",
+            "NothingToRun has nothing to run; give it a method run(self, step)",
+        ),
+        ("data.validation=sample:sotu", "data.validation=sample:sotu: its samples have no image"),
+    ],
+)
+def test_what_a_start_cannot_use_is_one_line(override, message, tmp_path, capfd):
+    settings = [
+        *SMALL,
+        "train.steps=1",
+        "train.global_batch_size=8",
+        "probe.every=0",
+        "tracking.picture_every=0",
+    ]
+    assert (
+        main(["mae_digits", *settings, "tracking.wandb.mode=disabled", f"run_dir={tmp_path}", override]) == 2
+    )
+    assert message in capfd.readouterr().err
