@@ -38,6 +38,7 @@ def finetune(argv: list[str]) -> int:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="settings that replace the recipe's; encoder= is needed",
     )

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import PositiveInt
+
 from data_tools.errors import UserError
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
@@ -25,11 +27,11 @@ class ProtocolConfig:
     methods: tuple[Method, ...] = ("full", "scratch", "linear", "knn")
     """`full` trains every weight, `scratch` does so from a fresh start with the same budget, `linear` and `knn` leave
     the encoder as it is and stand beside the untrained encoder and (kNN) the raw input."""
-    labels_per_class: tuple[int, ...] | None = None
+    labels_per_class: tuple[PositiveInt, ...] | None = None
     """Low-label draws of these sizes; without it, every label is used once."""
-    draws: int = 10
+    draws: PositiveInt = 10
     """Class-balanced draws of each size; the result is their mean and standard deviation."""
-    neighbours: int = 10
+    neighbours: PositiveInt = 10
     """kNN's k, or all training samples where those are fewer."""
 
 
@@ -99,20 +101,15 @@ def check(config: Config) -> None:
     protocol, train = config.protocol, config.train
     if (train.steps is None) == (train.epochs is None):
         raise UserError("train.steps and train.epochs: give exactly one of them")
-    positive: dict[str, float | None] = {
-        "train.steps": train.steps,
-        "train.epochs": train.epochs,
-        "train.global_batch_size": train.global_batch_size,
-        "data.test_samples": config.data.test_samples,
-        "protocol.draws": protocol.draws,
-        "protocol.neighbours": protocol.neighbours,
-        "protocol.labels_per_class": min(protocol.labels_per_class or (1,)),
-    }
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value}: must be greater than 0")
     check_schedule(config.schedule, train.steps)
     check_optimizer(config.optimizer, config.schedule)
+    if train.batch_size_warmup:
+        raise UserError("train.batch_size_warmup: is for pretraining; leave it out")
+    if train.hang_timeout is not None:
+        raise UserError(f"train.hang_timeout={train.hang_timeout:g}: is for pretraining; leave it out")
+    for key, chosen in (("methods", protocol.methods), ("labels_per_class", protocol.labels_per_class)):
+        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
+            raise UserError(f"protocol.{key}={list(chosen)}: name at least one, and each once")
     if "train" in (config.scratch or {}):
         raise UserError(
             "scratch.train: from scratch has the same budget; give another optimizer or task only"
@@ -131,7 +128,11 @@ def check(config: Config) -> None:
             raise UserError(f"by_labels.{labels}: protocol.labels_per_class has no {labels}")
     if config.scratch or config.by_labels:
         for size in protocol.labels_per_class or (None,):
-            config.for_run("scratch", size)
+            try:
+                config.for_run("scratch", size)
+            except UserError as error:
+                place = " and ".join(name for name in ("scratch", "by_labels") if getattr(config, name))
+                raise UserError(f"{place}: {error}") from None
 
 
 def with_pooling(encoder_config: Any, pooling: str | None) -> Any:

@@ -17,7 +17,7 @@ from finetune.protocol import run_protocol
 from finetune.results import RESULTS, table, write_results
 from pretrain.config.schema import plain
 from pretrain.config.show import flatten
-from pretrain.run.folder import RunFolder
+from pretrain.run.folder import RunFolder, load_run_config
 
 
 def run(config: Config, report: Callable[[str], Any]) -> list[str]:
@@ -31,6 +31,7 @@ def run(config: Config, report: Callable[[str], Any]) -> list[str]:
     try:
         if is_main_process:
             folder.lock("out")
+            folder.refuse_other_kind("task", "out")
             refuse_other_results(config)
             write_atomically(folder.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
         result, task = run_protocol(config, report)
@@ -55,7 +56,7 @@ def refuse_other_results(config: Config) -> None:
     saved = config.folder / "config.yaml"
     if not saved.exists() or not (config.folder / RESULTS).exists():
         return
-    before = yaml.safe_load(saved.read_text(encoding="utf-8")) or {}
+    before = load_run_config(config.folder)
     with suppress(UserError):  # it has settings that are there no more: all differences count
         before = as_dict(build_config(before))
     before, now = flatten(before), flatten(as_dict(config))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from data_tools.dataset import DamagedSampleError, Dataset
 from data_tools.errors import UserError
@@ -39,7 +40,7 @@ class LabelledDataConfig:
     """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
     label_bins: tuple[float, ...] | None = None
     """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
-    test_samples: int | None = None
+    test_samples: PositiveInt | None = None
     """Judge by so many test samples at most, drawn by the seed; None: by all of them."""
 
 

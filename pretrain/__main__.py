@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools.errors import run_cli
+from data_tools.errors import UserError, run_cli
 from pretrain.guards.preemption import leave_stop_mark, read_stop_mark
 
 EPILOG = """examples:
@@ -26,6 +26,8 @@ EPILOG = """examples:
   python -m pretrain batch runs/mae_digits --step 120
   python -m pretrain loss-compare runs/before runs/after
 """
+STEPS = 20
+"""That `loss-compare --recipe` trains unless told otherwise."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +61,7 @@ def pretrain(argv: list[str]) -> int:
         help="a name from pretrain/recipes, or a YAML file; or release | report | replay | batch RUN, loss-compare A B",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument(
@@ -90,7 +92,9 @@ def pretrain(argv: list[str]) -> int:
     quiet_libraries()
     from pretrain.config.load import load_config
     from pretrain.config.show import describe_config, format_config
+    from pretrain.run.changes import parse_changes
 
+    allowed = parse_changes(arguments.allow_changes)
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
         print(format_config(config, origin))
@@ -106,12 +110,11 @@ def pretrain(argv: list[str]) -> int:
             print(found.describe(config))
         return 0
     from pretrain.checkpoint.targets import refuse_checkpoints
-    from pretrain.run.changes import parse_changes
     from pretrain.run.run import run
 
     if arguments.resume == "never":
         refuse_checkpoints(config)
-    result = run(config, parse_changes(arguments.allow_changes))
+    result = run(config, allowed)
     if not result.finished:
         if is_main_process:
             print(
@@ -175,7 +178,7 @@ def replay(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--step", type=int, required=True, help="as metrics.jsonl counts: the first is 1")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="how it is run now, e.g. engine=ddp"
+        "overrides", nargs="*", default=[], metavar="key=value", help="how it is run now, e.g. engine=ddp"
     )
     arguments = parser.parse_intermixed_args(argv)
     quiet_libraries()
@@ -223,15 +226,22 @@ def loss_compare(argv: list[str]) -> int:
     )
     parser.add_argument("a", metavar="A", help="a run's folder, or a state of the code")
     parser.add_argument("b", metavar="B", help="another one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --recipe: settings for both")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="with --recipe: settings for both"
+    )
     parser.add_argument("--recipe", help="train this one by both states of the code, in one process each")
-    parser.add_argument("--steps", type=int, default=20, help="of the recipe (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help=f"with --recipe: how many (default: {STEPS})")
     arguments = parser.parse_intermixed_args(argv)
     from pretrain.run.loss_compare import compare_code, compare_runs
 
     a, b = arguments.a, arguments.b
     if arguments.recipe:
-        found = compare_code(a, b, arguments.recipe, arguments.steps, arguments.overrides)
+        steps = STEPS if arguments.steps is None else arguments.steps
+        found = compare_code(a, b, arguments.recipe, steps, arguments.overrides)
+    elif arguments.overrides or arguments.steps is not None:
+        raise UserError(
+            "settings and --steps are for a recipe that is trained; add --recipe, or leave them out"
+        )
     else:
         found = compare_runs(Path(a), Path(b))
     print(found.describe(a, b))

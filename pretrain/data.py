@@ -40,7 +40,7 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
     """Open the data set that `data.validation` names.
 
     Raises:
-        UserError: it is not there, is one that is trained on, or has another tokenizer.
+        UserError: it is not there, is one that is trained on, is of another kind, or has another tokenizer.
     """
     path = data.validation or ""
     dataset = open_dataset(path)
@@ -50,6 +50,12 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
                 f"data.validation={path}: holds the same samples as {name}, which is trained on (data.path); give data "
                 "that are held out"
             )
+    trained = set(first_of(sources).fields)
+    if trained.isdisjoint(dataset.fields):
+        raise UserError(
+            f"data.validation={path}: its samples have no {' and no '.join(sorted(trained))}, as those of "
+            f"{next(iter(sources))} have; they have: {', '.join(dataset.fields)}"
+        )
     if fingerprint_of(find_tokenizer(dataset)) != fingerprint_of(find_tokenizer(first_of(sources))):
         raise UserError(
             f"data.validation={path}: was tokenized by another tokenizer than {next(iter(sources))}; tokenize it with "

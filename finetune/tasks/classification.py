@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.config.schema import Share
 from pretrain.evaluation.probes import fit_linear
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -25,7 +26,7 @@ class ClassificationConfig:
     name: str = "classification"
     pooling: str | None = None
     """One vector a sample, as the encoder knows it (`mean`, `cls`, …); default: the encoder's own choice."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     head_norm: bool = False
     """Normalise the pooled vector (LayerNorm) before the linear head, as MAE's fine-tuning does after mean pooling."""
     head_init: Literal["zero", "normal", "probe"] = "zero"

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from pydantic import NonNegativeFloat
 
 from finetune.tasks.classification import Classification, ClassificationConfig
+from pretrain.config.schema import Range
 from pretrain.objectives.base import Batch
 
 
 @dataclass(frozen=True)
 class ImageClassificationConfig(ClassificationConfig):
     name: str = "image_classification"
-    shift: float = 0.0
+    shift: NonNegativeFloat = 0.0
     """Largest shift in both directions, in pixels."""
-    rotate: float = 0.0
+    rotate: NonNegativeFloat = 0.0
     """Largest rotation to either side, in degrees."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Range = (1.0, 1.0)
     """Range of the enlargement."""
-    shear: float = 0.0
+    shear: NonNegativeFloat = 0.0
     """Largest horizontal shear to either side, in degrees."""
     flip: bool = False
     """Mirror half of the images; not for digits or text."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 500
+    every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """How many of the newest stay."""
-    permanent_every: int = 0
+    permanent_every: NonNegativeInt = 0
     """Checkpoints of every so many steps are never deleted; 0: only `keep` counts."""
     asynchronous: bool = True
     """Training goes on while a copy in host memory is written; DeepSpeed's own format is always waited for."""
@@ -20,5 +22,5 @@ class CheckpointConfig:
     """What to do when one cannot be written or copied (a full disk): stop the run, or warn and train on."""
     targets: tuple[str, ...] = ()
     """Where each checkpoint is copied to, in the background: URLs that fsspec opens, e.g. s3://bucket/runs/x."""
-    target_patience: float = 300.0
+    target_patience: PositiveFloat = 300.0
     """Seconds for which a target that does not answer is waited for."""

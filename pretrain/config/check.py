@@ -13,32 +13,6 @@ def check(config: Config) -> None:
     train = config.train
     if (train.steps is None) == (train.epochs is None):
         raise UserError("train.steps and train.epochs: give exactly one of them")
-    positive = {
-        "train.steps": train.steps,
-        "train.epochs": train.epochs,
-        "train.global_batch_size": train.global_batch_size,
-        "train.micro_batch_size": train.micro_batch_size,
-        "train.clip_grad_norm": train.clip_grad_norm,
-        "train.max_skipped_steps": train.max_skipped_steps,
-        "train.spike_sigma": train.spike_sigma,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep": config.checkpoint.keep,
-        "checkpoint.target_patience": config.checkpoint.target_patience,
-        "data.sequence_length": config.data.sequence_length,
-        "validation.samples": config.validation.samples,
-    }
-    for size, steps in train.batch_size_warmup:
-        if size <= 0 or steps <= 0:
-            raise UserError(f"train.batch_size_warmup: [{size}, {steps}]: give positive (batch size, steps)")
-    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
-        raise UserError(f"train.ema_decay={train.ema_decay}: must lie in (0, 1); null keeps no average")
-    if train.hang_timeout is not None and train.hang_timeout < 0:
-        raise UserError(f"train.hang_timeout={train.hang_timeout}: must not be negative; 0 switches it off")
-    if train.gc_every < 0:
-        raise UserError(f"train.gc_every={train.gc_every}: must not be negative; 0 leaves it to Python")
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value}: must be greater than 0")
     if config.checkpoint.permanent_every % config.checkpoint.every:
         raise UserError(
             f"checkpoint.permanent_every={config.checkpoint.permanent_every}: must be a multiple of checkpoint.every="
@@ -87,8 +61,6 @@ def check_heads(config: Config) -> None:
 
 def check_probe(probe: ProbeConfig) -> None:
     """Raise a `UserError` for probes that are to run and are not told on what."""
-    if probe.every < 0:
-        raise UserError(f"probe.every={probe.every}: must not be negative; 0 switches probes off")
     for key, path in (("probe.train", probe.train), ("probe.test", probe.test)):
         if probe.every and not path:
             raise UserError(
@@ -110,8 +82,6 @@ def check_validation(config: Config) -> None:
     refuse_secrets("data.validation", path)
     if path in config.data.weights:
         raise UserError(f"data.validation={path}: is trained on (data.path); give data that are held out")
-    if settings.every < 0:
-        raise UserError(f"validation.every={settings.every}: must not be negative; 0 switches it off")
     ratio = settings.mask_ratio
     if ratio is None:
         return

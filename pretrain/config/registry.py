@@ -18,8 +18,10 @@ def find_class(name: str, known: dict[str, type], key: str) -> Any:
         return known[name]
     if ":" not in str(name):
         raise UserError(
-            f"{key}={name!r}: unknown;{nearest(str(name), list(known))} known: {', '.join(known)}, "
-            "or your own as module:Class"
+            f"{key}={name!r}: unknown;{nearest(str(name), list(known))} known: {', '.join(known)}, or your own as "
+            "module:Class"
+            if known
+            else f"{key}={name!r}: is no class; write it as module:Class"
         )
     module, _, attribute = name.partition(":")
     try:

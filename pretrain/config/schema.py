@@ -7,24 +7,37 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from data_tools.errors import UserError, nearest
+
+
+def refuse_falling(values: tuple[float, float]) -> tuple[float, float]:
+    """Raise for a range whose end lies below its beginning."""
+    if values[0] > values[1]:
+        raise PydanticCustomError("falling", "must rise, from the smallest to the largest")
+    return values
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(refuse_falling)]
+UNKNOWN_KEY = "unexpected_keyword_argument"
+"""What pydantic calls it."""
 
 
 def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
     """Validate a mapping into the dataclass `schema`, at any depth.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a value of the wrong type.
+        UserError: an unknown key (with the nearest known one), a value of the wrong type or out of its range.
     """
     try:
         (built,) = validator(schema).validate_python((values,))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(explain(first, schema, first["loc"][1:], place)) from None
+        raise UserError(explain(most_telling(error.errors()), schema, values, place)) from None
     refuse_booleans(values, built, place)
     return built
 
@@ -32,20 +45,51 @@ def build_section(schema: Any, values: dict[str, Any], place: str) -> Any:
 @cache
 def validator(schema: Any) -> TypeAdapter[Any]:
     """Of one value; in a tuple, since pydantic hands a configuration down to plain dataclasses only from above."""
-    return TypeAdapter(tuple[schema], config=ConfigDict(extra="forbid"))
+    return TypeAdapter(tuple[schema], config=ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
-def explain(error: Any, schema: Any, location: Iterable[Any], place: str) -> str:
+def most_telling(errors: list[Any]) -> Any:
+    """Of what is wrong with the first wrong setting, an unknown key, else what lies deepest.
+
+    A value that may be of several types has an error for each of them.
+    """
+    first = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    return max(first, key=lambda error: (error["type"] == UNKNOWN_KEY, len(error["loc"])))
+
+
+def explain(error: Any, schema: Any, values: dict[str, Any], place: str) -> str:
     """What pydantic found, in one line: the dotted key, the value, and the nearest right key where it is unknown."""
+    location = path_of(error, values)
     dotted = ".".join([place, *map(str, location)]).strip(".")
-    match error["type"]:
-        case "unexpected_keyword_argument":
-            *above, key = location
-            known = [field.name for field in fields(type_at(schema, above))]
-            return f"{dotted}: unknown key;{nearest(str(key), known)} known: {', '.join(known)}"
-        case "dataclass_type":
-            return f"{dotted}={error['input']!r}: is a section; write {dotted}.<key>=…"
-    return f"{dotted}={error.get('input')!r}: {error['msg'].lower()}"
+    if error["type"] == UNKNOWN_KEY:
+        *above, key = location
+        known = [field.name for field in fields(type_at(schema, above))]
+        return f"{dotted}: unknown key;{nearest(str(key), known)} known: {', '.join(known)}"
+    if error["type"] == "dataclass_type":
+        return f"{dotted}={error['input']!r}: is a section; write {dotted}.<key>=…"
+    if error["type"] == "missing":
+        return f"{dotted}: missing"
+    wrong = error["msg"][:1].lower() + error["msg"][1:]
+    wrong = wrong.replace("input should", "must").replace("valid tuple", "list, e.g. [a, b]")
+    return f"{dotted}={error.get('input')!r}: {wrong}"
+
+
+def path_of(error: Any, values: Any) -> list[Any]:
+    """Where in `values` an error lies. Where a type is one of several, pydantic's own path names that one too."""
+    *above, last = error["loc"][1:]
+    path = []
+    for part in above:
+        if holds(values, part):
+            path.append(part)
+            values = values[part]
+    return [*path, last] if holds(values, last) or error["type"] == "missing" else path
+
+
+def holds(values: Any, key: Any) -> bool:
+    """Whether a mapping has a key, or a list a place of that number."""
+    if isinstance(values, (list, tuple)):
+        return isinstance(key, int) and key < len(values)
+    return isinstance(values, dict) and key in values
 
 
 def type_at(kind: Any, location: Iterable[Any]) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_tools.batch_sizes import BatchSizes
 from pretrain.checkpoint.config import CheckpointConfig
-from pretrain.config.schema import build_section
+from pretrain.config.schema import Share, build_section
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 from pretrain.tracking.config import TrackingConfig
@@ -25,11 +27,11 @@ class DataConfig:
     """Held-out data of the same kind: the loss on them is measured every `validation.every` steps."""
     mix_by: Literal["sample", "token"] = "sample"
     """What the weights are shares of."""
-    max_damage_rate: float = 0.01
+    max_damage_rate: Share = 0.01
     """Share of samples that may be damaged, and replaced by others, before the run stops."""
-    sequence_length: int | None = None
+    sequence_length: PositiveInt | None = None
     """Tokens in a row: token data sets are packed into full rows of this length."""
-    workers: int = 1
+    workers: NonNegativeInt = 1
     """Decoding workers of each rank, which work ahead while the device trains; 0 decodes in the training thread."""
     worker_kind: Literal["thread", "process"] = "thread"
 
@@ -43,13 +45,13 @@ class DataConfig:
 class TrainConfig:
     """How long, how large the batch, in which precision."""
 
-    steps: int | None = None
-    epochs: float | None = None
-    global_batch_size: int = 256
-    batch_size_warmup: tuple[tuple[int, int], ...] = ()
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    global_batch_size: PositiveInt = 256
+    batch_size_warmup: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     """Stages before it, each (global batch size, steps): [[64, 1000], [128, 1000]]. The learning rate follows its own
     schedule."""
-    micro_batch_size: int | None = None
+    micro_batch_size: PositiveInt | None = None
     """Samples of one rank in one forward pass; the rest is accumulated. Default: all of the rank's share."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp8"] = "fp32"
     """Of matrix products; weights and optimizer states stay fp32. tf32 and fp8 need a GPU that has them."""
@@ -61,18 +63,18 @@ class TrainConfig:
     """Attention back end of the `transformers` layers. `varlen` computes nothing between the documents of a row: with
     torch's flash kernel on a GPU, document by document elsewhere. Default: varlen for text in 16 bits on a GPU of
     Ampere or newer, unless attention weights are dropped; else sdpa."""
-    clip_grad_norm: float | None = None
-    max_skipped_steps: int = 20
+    clip_grad_norm: PositiveFloat | None = None
+    max_skipped_steps: PositiveInt = 20
     """Updates left out in a row (a gradient that is not finite, or a spike) after which the run gives up."""
-    spike_sigma: float | None = None
+    spike_sigma: PositiveFloat | None = None
     """Leave out an update whose gradient norm lies so many deviations above the mean of the last 128 (OLMo-core: 6)."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep an exponential moving average of the trained weights (.999, .9999): what pictures and probes look at, and
     what is released. None: no average."""
-    hang_timeout: float | None = None
+    hang_timeout: NonNegativeFloat | None = None
     """Seconds without progress after which every rank writes its stacks to RUN/stacks and ends; 0: never. Default: 0.8
     of `distributed.timeout`, and of `distributed.start_timeout` until the first step has ended."""
-    gc_every: int = 100
+    gc_every: NonNegativeInt = 100
     """Steps between Python's garbage collections, on all ranks at once: one that collects alone lets the others wait.
     0 leaves it to Python."""
     deterministic: bool = False
@@ -88,25 +90,25 @@ class TrainConfig:
 class ProbeConfig:
     """Online kNN and linear probes on the frozen encoder; off while `every` is 0."""
 
-    every: int = 0
+    every: NonNegativeInt = 0
     train: str | None = None
     """Labelled samples that the probes learn from; needed, as `test` is, where `every` is not 0."""
     test: str | None = None
     """Labelled samples that they are judged by."""
     label: str = "label"
     """The sample's field that holds the class, e.g. `label`, or `json.party` for a key of its JSON member."""
-    train_samples: int = 2000
-    test_samples: int = 1000
-    neighbours: int = 10
+    train_samples: PositiveInt = 2000
+    test_samples: PositiveInt = 1000
+    neighbours: PositiveInt = 10
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """The loss on `data.validation`: the same samples with the same things hidden every time."""
 
-    every: int = 500
+    every: NonNegativeInt = 500
     """Steps between measurements; 0: none."""
-    samples: int = 2000
+    samples: PositiveInt = 2000
     """Samples, or packed rows of tokens, at most; chosen by the seed."""
     mask_ratio: float | None = None
     """Share that is hidden meanwhile (MLM is often compared at .15); default: what training hides."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 
 @dataclass(frozen=True)
 class DistributedConfig:
     """How long ranks wait for each other in a collective, in seconds. Then the job fails."""
 
-    start_timeout: float = 1800.0
+    start_timeout: PositiveFloat = 1800.0
     """Until the first step has ended: ranks may be downloading, packing or compiling meanwhile."""
-    timeout: float = 600.0
+    timeout: PositiveFloat = 600.0
     """From then on."""
 
 
@@ -32,7 +34,7 @@ class DDPConfig:
 class FSDPConfig:
     """`engine=fsdp`: parameters, gradients and optimizer states are sharded over ranks (FSDP2)."""
 
-    hsdp: int = 1
+    hsdp: PositiveInt = 1
     """Replicas of the sharded model: ranks form a mesh of `hsdp` × (ranks / hsdp); 1 shards over all of them."""
     reshard_after_forward: bool = True
     """Free a block's whole parameters between its forward and its backward pass: less memory, more traffic."""
@@ -41,7 +43,7 @@ class FSDPConfig:
     accumulate_unsharded: bool = False
     """Reduce gradients once a step instead of in every micro-batch: less traffic, but each rank keeps whole gradients
     meanwhile, in fp32."""
-    shard_apart_from: int = 1_000_000
+    shard_apart_from: NonNegativeInt = 1_000_000
     """Parameters from which an embedding or a head is gathered and reduced by itself; smaller ones go together."""
 
 

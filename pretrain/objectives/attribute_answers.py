@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import NonNegativeFloat
 
 from data_tools.atomic import write_atomically
 from data_tools.cache import cache_folder
@@ -40,7 +41,7 @@ class AttributeSpec:
     """Cross-entropy, binary cross-entropy, or squared error of the standardised number."""
     classes: tuple[str | int | bool, ...] | None = None
     """The answers, in order; default: for `label` those that the manifest names, else all that the data set has."""
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class AutoencoderConfig:
     name: str = "autoencoder"
-    latent_size: int = 32
+    latent_size: PositiveInt = 32
     """Numbers that an image is squeezed into."""
     decoder: Literal["convolutional", "mlp"] = "convolutional"
-    decoder_width: int = 64
+    decoder_width: PositiveInt = 64
     loss: Literal["mse", "bce"] = "mse"
     """Per pixel in [0, 1]: squared error, or binary cross-entropy."""
-    noise: float = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of the Gaussian noise on what the encoder sees; 0 is the plain autoencoder."""
 
 
@@ -49,8 +50,6 @@ class Autoencoder(Objective):
             raise UserError(
                 f"encoder.name={encoder.config.name!r}: an autoencoder needs an encoder of images"
             )
-        if config.noise < 0:
-            raise UserError(f"objective.noise={config.noise}: must not be negative")
         sizes = encoder.config
         self.roles["bottleneck"] = TokenProjection(encoder, config.latent_size)
         self.roles["decoder"] = DECODERS[config.decoder](

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import relu, softplus
@@ -34,12 +35,12 @@ DISCRIMINATOR, R1, GENERATOR = "discriminator", "r1", "generator"
 @dataclass(frozen=True)
 class GANConfig:
     name: str = "gan"
-    latent_size: int = 64
-    generator_width: int = 64
+    latent_size: PositiveInt = 64
+    generator_width: PositiveInt = 64
     loss: Literal["non_saturating", "hinge", "minimax"] = "non_saturating"
-    r1_gamma: float = 1.0
+    r1_gamma: NonNegativeFloat = 1.0
     """Weight of the gradient penalty on real images (Mescheder et al. 2018, arXiv:1801.04406); 0 leaves it out."""
-    r1_every: int = 16
+    r1_every: PositiveInt = 16
     """Steps between penalties, each then this many times as strong (StyleGAN2's lazy regularisation)."""
     ema_decay: float = 0.995
     """Of the averaged generator, which draws the pictures."""

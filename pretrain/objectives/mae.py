@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
 from pretrain.augment.image import Interpolation, center_view, random_resized_crop
+from pretrain.config.schema import Range
 from pretrain.encoders.base import field
 from pretrain.encoders.image.base import ImageEncoder, image_to_array
 from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
@@ -31,10 +33,10 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_target: bool = True
     """Each patch's target has zero mean and unit variance."""
-    decoder_hidden_size: int = 512
-    decoder_num_hidden_layers: int = 8
-    decoder_num_attention_heads: int = 16
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    decoder_hidden_size: PositiveInt = 512
+    decoder_num_hidden_layers: NonNegativeInt = 8
+    decoder_num_attention_heads: PositiveInt = 16
+    crop_scale: Range = (0.2, 1.0)
     """Area of the random crop; (1, 1) takes the whole image."""
     crop_interpolation: Interpolation = "bilinear"
     """How the crop is resized. The reference has bicubic, which the recipe `mae_images` takes."""

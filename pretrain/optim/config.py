@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from data_tools.errors import UserError
-from pretrain.config.schema import plain
+from pretrain.config.schema import Share, plain
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,9 @@ class ParameterRule:
 
     match: str
     """Pattern, as of file names, on `<role>.<parameter>`: `decoder.*`, `*.bias`."""
-    lr_ratio: float | None = None
+    lr_ratio: NonNegativeFloat | None = None
     """Share of the learning rate; multiplies what `layer_decay` gives."""
-    weight_decay: float | None = None
+    weight_decay: NonNegativeFloat | None = None
     """In place of the optimizer's, also for what that one does not decay."""
     use: Literal["muon", "adamw"] | None = None
     """Of muon: which of the two trains them."""
@@ -28,15 +30,15 @@ class OptimizerConfig:
     """Weight decay acts on matrices only (parameters of two and more dimensions that are not embeddings)."""
 
     name: Literal["adamw", "muon", "lamb", "lars", "schedule_free"] = "adamw"
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.05
     momentum: float | None = None
     """Of muon (default .95) and lars (default .9)."""
-    trust_coefficient: float | None = None
+    trust_coefficient: PositiveFloat | None = None
     """Of lars (default .001): how far a layer's update may reach, relative to its norm."""
-    layer_decay: float | None = None
+    layer_decay: PositiveFloat | None = None
     """Learning rate of a block relative to the block above it (MAE fine-tuning: .65 for B, .75 for L)."""
     rules: tuple[ParameterRule, ...] = ()
     """Learning rate and weight decay by parameter name: `[{match: "decoder.*", lr_ratio: 0.5}]`."""
@@ -60,11 +62,11 @@ class ScheduleConfig:
     """
 
     name: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
+    warmup_steps: NonNegativeInt | None = None
+    warmup_ratio: Share | None = None
     """Warm-up as a share of the run, so that it shrinks with `train.steps`; give this or `warmup_steps`."""
-    min_lr_ratio: float = 0.0
-    decay_ratio: float = 0.2
+    min_lr_ratio: Share = 0.0
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the run in which `wsd` falls, by 1 - √progress (Hägele et al. 2024, arXiv:2405.18392)."""
 
     def warmup(self, total_steps: int) -> int:
@@ -74,10 +76,6 @@ class ScheduleConfig:
 
 def check_optimizer(optimizer: OptimizerConfig, schedule: ScheduleConfig, place: str = "optimizer") -> None:
     """Raise a `UserError` for settings out of range, and for those that the named optimizer would not read."""
-    positive = {"lr": optimizer.lr, "eps": optimizer.eps, "trust_coefficient": optimizer.trust_coefficient}
-    for setting, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{place}.{setting}={value}: must be greater than 0")
     for setting, values in (("betas", optimizer.betas), ("momentum", (optimizer.momentum or 0,))):
         for value in values:
             if not 0 <= value < 1:
@@ -106,9 +104,6 @@ def check_rule(rule: ParameterRule, optimizer: str, place: str) -> None:
     where = f"{place}.rules: {rule.match!r}"
     if rule.lr_ratio is None and rule.weight_decay is None and rule.use is None:
         raise UserError(f"{where}: changes nothing; give it lr_ratio, weight_decay or use")
-    for setting, value in (("lr_ratio", rule.lr_ratio), ("weight_decay", rule.weight_decay)):
-        if value is not None and value < 0:
-            raise UserError(f"{where}: {setting}={value} must not be negative")
     if rule.use is not None and optimizer != "muon":
         raise UserError(
             f"{where}: use={rule.use} is for {place}.name=muon, and that is {optimizer}; leave it out"
@@ -137,12 +132,6 @@ def check_schedule(schedule: ScheduleConfig, steps: int | None) -> None:
     """
     if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
         raise UserError("schedule.warmup_steps and schedule.warmup_ratio: give one of them")
-    if schedule.warmup_steps is not None and schedule.warmup_steps < 0:
-        raise UserError(f"schedule.warmup_steps={schedule.warmup_steps}: must not be negative")
-    if schedule.warmup_ratio is not None and not 0 <= schedule.warmup_ratio <= 1:
-        raise UserError(f"schedule.warmup_ratio={schedule.warmup_ratio}: must lie in [0, 1]")
-    if not 0 < schedule.decay_ratio <= 1:
-        raise UserError(f"schedule.decay_ratio={schedule.decay_ratio}: must lie in (0, 1]")
     if steps is None:
         return
     warmup = schedule.warmup(steps)

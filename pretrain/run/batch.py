@@ -48,13 +48,14 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
         UserError: not a run folder, no such step, or a number of ranks that cannot share the batch.
     """
     config = build_config(settings_at(run, step, load_run_config(run)))
-    ranks = ranks or int(read_mapping(run / "environment.json").get("processes", 1))
+    if ranks is None:
+        ranks = int(read_mapping(run / "environment.json").get("processes", 1))
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: must be at least 1")
     check_world_size(config, ranks)
     sources = open_sources(config.data)
     total = total_steps_at(run, step) or count_steps(config, sources)
-    if not 1 <= step <= total:
+    if step > total:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources))
     position = position_of(run, step, config)

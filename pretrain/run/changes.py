@@ -43,7 +43,13 @@ def changes_since(checkpoint: Path, config: Config) -> Changes:
 
 
 def settings_at(run: Path, step: int, values: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings when it took step `step` (as `metrics.jsonl` counts: 1 is the first), from those it has now."""
+    """A run's settings when it took step `step` (as `metrics.jsonl` counts: 1 is the first), from those it has now.
+
+    Raises:
+        UserError: a step before the first.
+    """
+    if step < 1:
+        raise UserError(f"--step {step}: the first step of a run is 1")
     later = [line for line in read_metrics(run) if line["kind"] == CHANGED and line["step"] >= step]
     for line in reversed(later):
         for key, (before, _) in line["changes"].items():

@@ -50,6 +50,10 @@ CHANGEABLE = (
 """What may change on purpose: weights, optimizer states and the place in the data mean the same under any of them."""
 FIXED = ("name", "rules", "layer_decay")
 """Settings within `optimizer_overrides` that may not: they say which states there are, and for whom."""
+OTHER_SECTIONS = {"objective": "a pretraining run", "task": "a fine-tuning job"}
+"""By the section of `config.yaml` that only they have, whose folder it is."""
+OTHER_FILES = {"manifest.json": "a data set", "config.json": "a released model"}
+"""By their files, folders that belong to no job."""
 Changes = dict[str, list[Any]]
 """By dotted key, the value before and the value now."""
 
@@ -88,6 +92,7 @@ class RunFolder:
             UserError: another job writes here, the folder cannot be written, or it holds a different run.
         """
         self.lock("run_dir")
+        self.refuse_other_kind("objective", "run_dir")
         self.changes = self.refuse_other_run(config, allowed)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         return self.run_id()
@@ -114,10 +119,26 @@ class RunFolder:
                 f"{self.path}: another job is running in this folder; choose another {setting}"
             ) from None
 
+    def refuse_other_kind(self, section: str, setting: str) -> None:
+        """Refuse a folder that is something else's, whose files would be overwritten.
+
+        Args:
+            section: the one that this kind of job has in `config.yaml`.
+            setting: which one chooses the folder, for messages.
+        Raises:
+            UserError: the folder holds a job of another kind, a data set, or a model.
+        """
+        saved = self.path / "config.yaml"
+        values = load_run_config(self.path) if saved.exists() else {}
+        found = [kind for other, kind in OTHER_SECTIONS.items() if other != section and other in values]
+        found += [kind for name, kind in OTHER_FILES.items() if (self.path / name).exists()]
+        if found:
+            raise UserError(f"{self.path}: holds {found[0]}; choose another {setting}")
+
     def refuse_other_run(self, config: Config, allowed: tuple[str, ...]) -> Changes:
         saved = self.path / "config.yaml"
         if saved.exists() and (self.path / "checkpoints").is_dir():
-            before = yaml.safe_load(saved.read_text()) or {}
+            before = load_run_config(self.path)
             remedy = "choose another run_dir (or name), or delete the folder to start over"
             return refuse_other_config(str(self.path), before, to_dict(config), remedy, allowed)
         return {}
@@ -183,4 +204,10 @@ def load_run_config(run: Path) -> dict[str, Any]:
         raise UserError(
             f"{run}: not a run folder (no config.yaml); give the folder that a run wrote, e.g. runs/mae_digits"
         )
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged, it holds no settings; fetch it again from a copy of the run")
+    return values

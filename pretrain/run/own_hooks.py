@@ -44,7 +44,7 @@ def build_own_hooks(
     """The hooks that the recipe names.
 
     Raises:
-        UserError: one cannot be imported, does not take its settings, or says not how often it runs.
+        UserError: one cannot be imported, does not take its settings, or says not what it runs, or how often.
     """
     context = HookContext(config, objective, engine, tracker)
     return [build_own_hook(entry, context) for entry in config.hooks]
@@ -62,4 +62,6 @@ def build_own_hook(entry: str | dict[str, Any], context: HookContext) -> Hook:
     every = getattr(hook, "every", None)
     if not isinstance(every, int) or every < 1:
         raise UserError(f"hooks: {name} runs every {every!r} steps; give it an `every` of at least 1")
+    if not callable(getattr(hook, "run", None)):
+        raise UserError(f"hooks: {name} has nothing to run; give it a method run(self, step)")
     return Hook(every, hook.run, name, hook if hasattr(hook, "state_dict") else None)

@@ -55,7 +55,7 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     total = total_steps_at(run, step) or count_steps(config, sources)
-    if not 1 <= step <= total:
+    if step > total:
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources), shards_weights(config))
     is_new = not any(step_of(path) < step for path in complete(run / "checkpoints"))

@@ -58,6 +58,8 @@ def resolve_encoder(own: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no such folder, another family than `name`.
     """
+    if not isinstance(own["from_pretrained"], str):
+        raise UserError(f"encoder.from_pretrained={own['from_pretrained']!r}: give the path of a folder")
     folder = Path(own["from_pretrained"])
     schema = {f.name for f in fields(encoder_class(own["name"]).Config)} if "name" in own else None
     if schema is not None and set(own) >= schema and own["transformers"] is not None:

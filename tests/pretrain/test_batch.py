@@ -18,7 +18,7 @@ from pretrain.run.batch import show_batch
 from pretrain.run.replay import replay
 from pretrain.run.run import build_objective, run
 from tests.data_tools.small_data import write_images, write_tokens
-from tests.tiny_run import SMALL
+from tests.tiny_run import SMALL, make_run
 
 COMMON = ["train.steps=9", "train.global_batch_size=12", "train.micro_batch_size=3", "tracking.wandb.mode=disabled",
           "tracking.picture_every=0", "probe.every=0", "tracking.progress=false"]  # fmt: skip
@@ -137,3 +137,16 @@ def test_what_cannot_be_shown_is_refused(data, tmp_path):
         show_batch(folder, 1, ranks=-1)
     with pytest.raises(UserError, match="not a run folder"):
         show_batch(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step", "0"], "--step 0: the first step of a run is 1"),
+        (["--step", "1", "--ranks", "0"], "--ranks 0: must be at least 1"),
+    ],
+)
+def test_there_is_no_step_and_no_rank_before_the_first(arguments, message, tmp_path, capfd):
+    make_run(tmp_path)
+    assert main(["batch", str(tmp_path), *arguments]) == 2
+    assert message in capfd.readouterr().err

@@ -118,3 +118,10 @@ def test_two_states_of_the_code_are_run_and_compared(tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("recipe", ["mae_digits", "mae_images", "gan_digits", "mlm_sotu"])
 def test_settings_of_a_comparison_are_those_that_recipes_take(recipe):
     assert load_config(recipe, [*ALWAYS, "train.steps=20"])[0].train.steps == 20
+
+
+@pytest.mark.parametrize("extra", [["train.steps=3"], ["--steps", "3"]])
+def test_settings_without_a_recipe_are_refused(extra, capfd):
+    """They would be ignored: two finished runs are compared as they are."""
+    assert main(["loss-compare", "a", "b", *extra]) == 2
+    assert "add --recipe, or leave them out" in capfd.readouterr().err

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from data_tools.errors import UserError
@@ -46,10 +47,10 @@ def image_to_array(image: np.ndarray, channels: int, place: str) -> np.ndarray:
 class ImageEncoderConfig(PretrainedConfig):
     """What families of images have; the scale of pixels is ImageNet's unless set."""
 
-    image_size: int = 224
-    num_channels: int = 3
+    image_size: PositiveInt = 224
+    num_channels: PositiveInt = 3
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(Encoder):

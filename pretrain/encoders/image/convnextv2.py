@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
@@ -28,10 +29,10 @@ class ConvNextV2EncoderConfig(ImageEncoderConfig):
     """Sizes as in `transformers.ConvNextV2Config`; defaults are ConvNeXt V2-T."""
 
     name: str = "convnextv2"
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     """Stride of the first convolution; every further stage halves the resolution again."""
-    hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
-    depths: tuple[int, ...] = (3, 3, 9, 3)
+    hidden_sizes: tuple[PositiveInt, ...] = (96, 192, 384, 768)
+    depths: tuple[PositiveInt, ...] = (3, 3, 9, 3)
 
 
 class ConvNextV2Encoder(ImageEncoder):

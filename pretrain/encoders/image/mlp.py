@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from pretrain.encoders.image.base import ImageEncoder
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MLPEncoderConfig:
     name: str = "mlp"
-    image_size: int = 28
-    num_channels: int = 1
-    hidden_sizes: tuple[int, ...] = (512, 256)
+    image_size: PositiveInt = 28
+    num_channels: PositiveInt = 1
+    hidden_sizes: tuple[PositiveInt, ...] = (512, 256)
     """Widths of the layers; the last is the width of the representation."""
     image_mean: tuple[float, ...] = (0.5,)
-    image_std: tuple[float, ...] = (0.5,)
+    image_std: tuple[PositiveFloat, ...] = (0.5,)
 
 
 class MLPEncoder(ImageEncoder):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
@@ -27,11 +28,11 @@ class ViTEncoderConfig(ImageEncoderConfig):
     """Sizes as in `transformers.ViTConfig`; defaults are ViT-B/16."""
 
     name: str = "vit"
-    patch_size: int = 16
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int | None = None
+    patch_size: PositiveInt = 16
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt | None = None
     """Default 4 × hidden_size."""
     positions: Literal["sincos", "learned"] = "sincos"
     """`sincos`: fixed 2-D sine-cosine positions as in MAE; `learned`: N(0, .02²), trained."""

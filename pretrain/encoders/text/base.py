@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
@@ -43,10 +44,10 @@ ID_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep
 class TextEncoderConfig(PretrainedConfig):
     """What all families of text have; the others of their names are those of their `transformers` configuration."""
 
-    vocab_size: int | None = None
+    vocab_size: PositiveInt | None = None
     """Default: the tokenizer's."""
-    initializer_range: float = 0.02
-    max_length: int = 512
+    initializer_range: PositiveFloat = 0.02
+    max_length: PositiveInt = 512
     """Tokens of a sample that is not packed: longer ones are cut, shorter ones padded."""
     pooling: Pooling = "mean"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from pretrain.config.schema import Share
 from pretrain.encoders.text.base import BidirectionalTextEncoder, TextEncoderConfig
 from pretrain.ops.attention import attention_mask
 
@@ -17,15 +19,15 @@ class BertEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.BertConfig`; defaults are BERT-base's, without dropout."""
 
     name: str = "bert"
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int | None = None
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt | None = None
     """Default 4 × hidden_size."""
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    max_position_embeddings: int = 512
+    hidden_dropout_prob: Share = 0.0
+    attention_probs_dropout_prob: Share = 0.0
+    max_position_embeddings: PositiveInt = 512
 
 
 class BertEncoder(BidirectionalTextEncoder):

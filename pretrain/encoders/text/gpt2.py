@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
+from pretrain.config.schema import Share
 from pretrain.encoders.text.base import CausalTextEncoder, TextEncoderConfig
 
 
@@ -15,16 +17,16 @@ class GPT2EncoderConfig(TextEncoderConfig):
     """Names as in `transformers.GPT2Config`; defaults are the 124M model's, without dropout."""
 
     name: str = "gpt2"
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
+    n_embd: PositiveInt = 768
+    n_layer: PositiveInt = 12
+    n_head: PositiveInt = 12
+    n_inner: PositiveInt | None = None
     """Default 4 × n_embd."""
-    n_positions: int = 1024
+    n_positions: PositiveInt = 1024
     activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.0
-    embd_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
+    resid_pdrop: Share = 0.0
+    embd_pdrop: Share = 0.0
+    attn_pdrop: Share = 0.0
 
 
 class GPT2Encoder(CausalTextEncoder):

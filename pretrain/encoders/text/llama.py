@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from data_tools.errors import UserError
+from pretrain.config.schema import Share
 from pretrain.encoders.text.base import CausalTextEncoder, TextEncoderConfig
 
 
@@ -18,17 +20,17 @@ class LlamaEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.LlamaConfig`; the default size is GPT-2's, not 7B."""
 
     name: str = "llama"
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    num_key_value_heads: PositiveInt | None = None
     """Default: num_attention_heads; fewer share keys and values (grouped-query attention)."""
-    intermediate_size: int | None = None
+    intermediate_size: PositiveInt | None = None
     """Default 8/3 × hidden_size, rounded up to a multiple of 64 (the MLP is gated)."""
-    max_position_embeddings: int = 2048
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
+    max_position_embeddings: PositiveInt = 2048
+    rope_theta: PositiveFloat = 10_000.0
+    rms_norm_eps: PositiveFloat = 1e-5
+    attention_dropout: Share = 0.0
 
 
 class LlamaEncoder(CausalTextEncoder):

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertModel
 
 from data_tools.errors import UserError
+from pretrain.config.schema import Share
 from pretrain.encoders.hf_model import read_hf_config
 from pretrain.encoders.text.base import BidirectionalTextEncoder, TextEncoderConfig
 from pretrain.ops.attention import VARLEN, attention_mask
@@ -20,18 +22,18 @@ class ModernBertEncoderConfig(TextEncoderConfig):
     """Names as in `transformers.ModernBertConfig`; defaults are ModernBERT-base's."""
 
     name: str = "modernbert"
-    hidden_size: int = 768
-    num_hidden_layers: int = 22
-    num_attention_heads: int = 12
-    intermediate_size: int | None = None
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 22
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt | None = None
     """Default 3/2 × hidden_size (the MLP is gated)."""
-    max_position_embeddings: int = 8192
-    local_attention: int = 128
+    max_position_embeddings: PositiveInt = 8192
+    local_attention: PositiveInt = 128
     """Width of the window in which the layers between global ones attend."""
-    global_attn_every_n_layers: int = 3
-    attention_dropout: float = 0.0
-    embedding_dropout: float = 0.0
-    mlp_dropout: float = 0.0
+    global_attn_every_n_layers: PositiveInt = 3
+    attention_dropout: Share = 0.0
+    embedding_dropout: Share = 0.0
+    mlp_dropout: Share = 0.0
 
 
 class ModernBertEncoder(BidirectionalTextEncoder):
