@@ -7,7 +7,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -16,6 +17,17 @@ class UserError(ValueError):
 
 class OneRankError(UserError):
     """Bad input that only this rank may have met, such as its share of the data."""
+
+
+@contextmanager
+def mistakes_of_one_rank() -> Iterator[None]:
+    """Within it, a user's mistake is a `OneRankError`: other ranks need not have met it, so nobody waits for them."""
+    try:
+        yield
+    except OneRankError:
+        raise
+    except UserError as error:
+        raise OneRankError(str(error)) from None
 
 
 PLACES = (
