@@ -91,7 +91,9 @@ def embed(
         except (UserError, DamagedSampleError) as error:
             raise OneRankError(f"probe: {error}") from None
         with mistakes_of_one_rank():
-            features = objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
+            features = (
+                objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
+            )
         if counts:
             pooled.append(features.numpy())
             labels += classes
