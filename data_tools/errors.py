@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -19,6 +21,17 @@ class UserError(ValueError):
 
 class OneRankError(UserError):
     """Bad input that only this rank may have met, such as its share of the data."""
+
+
+@contextmanager
+def mistakes_of_one_rank() -> Iterator[None]:
+    """Within it, a user's mistake is a `OneRankError`: other ranks need not have met it, so nobody waits for them."""
+    try:
+        yield
+    except OneRankError:
+        raise
+    except UserError as error:
+        raise OneRankError(str(error)) from None
 
 
 PLACES = (
@@ -30,6 +43,8 @@ TOLD = "has_been_told"
 """The attribute of an error that has been printed."""
 PATIENCE = 5.0
 """Seconds within which a launcher ends a rank after rank 0 has failed."""
+STDOUT_CLOSED = 128 + signal.SIGPIPE
+"""The exit status that a shell gives a program which SIGPIPE ends."""
 LOST_PEER = ("connection reset by peer", "connection closed by peer", "timed out waiting", "broken pipe")
 
 
@@ -39,11 +54,25 @@ def run_cli(main: Callable[[], int]) -> int:
     An error that is the program's own, and has not been told before, is raised.
     """
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
+            return STDOUT_CLOSED
         if describe_error(error) is None and not getattr(error, TOLD, False):
             raise
         return tell_error(error)
+
+
+def stdout_is_closed() -> bool:
+    """Whether nobody reads what is printed any more (`… | head`); what is left to print then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def tell_error(error: BaseException) -> int:

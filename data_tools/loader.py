@@ -125,8 +125,18 @@ def make_micro_batch(
         key = sample["__key__"]
         keys.append(key)
         damages += sample.get("__damage__", ())
-        examples.append(transform(sample, sample_rng(seed, sample["__epoch__"], key)))
+        examples.append(make_example(sample, transform, seed))
     return collate(examples), keys, damages
+
+
+def make_example(sample: Sample, transform: Transform, seed: int) -> dict[str, Any]:
+    """Transform a sample; an error that the transform raises gets a note that names the sample."""
+    key = sample["__key__"]
+    try:
+        return transform(sample, sample_rng(seed, sample["__epoch__"], key))
+    except Exception as error:
+        error.add_note(f"while the sample {key!r} was transformed")
+        raise
 
 
 class Loader:
@@ -299,5 +309,5 @@ def evaluation_batches(
             sample = dataset.read(shard, number)
             sample["__epoch__"] = 0
             keys.append(sample["__key__"])
-            examples.append(transform(sample, sample_rng(seed, 0, sample["__key__"])))
+            examples.append(make_example(sample, transform, seed))
         yield collate(examples), keys

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from data_tools.errors import OneRankError, UserError
+from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from data_tools.loader import Loader, Step
 from pretrain.checkpoint.failures import Failure
 from pretrain.checkpoint.saving import Checkpoints
@@ -128,10 +128,10 @@ class Trainer:
                 self.run_hooks(initial=True)
             with collect_garbage_every(self.config.train.gc_every) as collect_garbage:
                 finished = self.run_steps(collect_garbage)
-        except OneRankError:
-            raise
-        except UserError:
-            self.finish_saving()  # met by all ranks together: what is being written is not lost
+        except Exception as error:
+            of_all = isinstance(error, UserError) and not isinstance(error, OneRankError)
+            if of_all or self.engine.world.size == 1:
+                self.finish_saving()  # met by all ranks together: what is being written is not lost
             raise
         self.finish_saving()
         self.meter.close()
@@ -165,6 +165,7 @@ class Trainer:
         samples = self.engine.world.size * sum(map(len, batch.keys))
         phases = [phase for phase in self.phases if self.step % phase.every == 0]
         with (
+            mistakes_of_one_rank(),
             self.meter.step(self.step + 1, samples),
             explain_out_of_memory(self.step + 1, self.config.train, len(batch.keys[0])),
         ):
@@ -210,11 +211,8 @@ class Trainer:
 
     def take_batch(self, steps: Iterator[Step]) -> Step:
         self.heartbeat(f"reading the batch of step {self.step + 1}")
-        try:
-            with self.meter.wait_for("data"):
-                return next(steps)
-        except UserError as error:
-            raise OneRankError(str(error)) from None
+        with mistakes_of_one_rank(), self.meter.wait_for("data"):
+            return next(steps)
 
     def update(self, phase: Phase, step: Step, counts: StepCounts) -> None:
         """One optimizer step of one phase over the whole global batch."""

@@ -44,7 +44,7 @@ from pretrain.engine.blocks import (
 from pretrain.engine.config import DeepSpeedConfig, DistributedConfig
 from pretrain.engine.ds_config import build_ds_config
 from pretrain.engine.precision import AUTOCAST, check_precision, set_deterministic, set_matmul_precision
-from pretrain.engine.saving import Files, count_bytes, hash_file, own_share
+from pretrain.engine.saving import Files, count_bytes, hash_file, own_share, without_advice
 from pretrain.engine.torch_engine import gradients_of
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 
@@ -101,6 +101,8 @@ class DeepSpeedEngine(Engine):
         self.trainable = trainable_parameters(objective.roles)
         self.trainees = trainees(objective)
         self.engines: dict[str, Any] = {}
+        self.postponed: list[Exception] = []
+        """What this rank met while DeepSpeed was saving."""
         for name, trainee in self.trainees.items():
             for role in trainee.roles.values():
                 recompute_activations(role, self.train.activation_checkpointing)
@@ -110,6 +112,11 @@ class DeepSpeedEngine(Engine):
             self.engines[name], *_ = self.deepspeed.initialize(
                 model=trainee, optimizer=optimizer, config=self.ds_config, dist_init_required=False
             )
+            for saver, work in (
+                (self.engines[name].checkpoint_engine, "save"),
+                (self.engines[name], "_copy_recovery_script"),
+            ):
+                setattr(saver, work, self.postpone_errors(getattr(saver, work)))
         if self.train.ema_decay is not None:
             self.average = WeightAverage(trained_parameters(objective.roles), self.train.ema_decay)
 
@@ -224,10 +231,44 @@ class DeepSpeedEngine(Engine):
         needed = 4 * count_bytes(state)
         for name, engine in self.engines.items():
             with full_disk_explained(folder, needed):
-                engine.save_checkpoint(str(folder / FOLDER / name), tag=TAG, client_state=universal_info())
+                self.save_engine(engine, folder / FOLDER / name)
         own = own_share(state, self.world.rank, self.world.size)
         files = self.write_state(own, folder, needed)
         return lambda: {**files, **self.hash_own_format(folder)}
+
+    def save_engine(self, engine: Any, folder: Path) -> None:
+        """Have DeepSpeed write its files of one optimizer. On all ranks together; raises on all where one cannot write.
+
+        Within, its ranks wait for each other: one that meets an error there goes on to the end, and tells it then.
+        """
+        if self.world.rank == 0:
+            self.postpone_errors((folder / TAG).mkdir)(parents=True)
+        self.raise_postponed()
+        engine.save_checkpoint(str(folder), tag=TAG, client_state=universal_info(), save_latest=False)
+        if self.world.rank == 0:
+            self.postpone_errors((folder / "latest").write_text)(TAG)
+        self.raise_postponed()
+
+    def postpone_errors(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, whose errors are kept for `raise_postponed`."""
+
+        def postponing(*arguments: Any, **settings: Any) -> Any:
+            try:
+                return work(*arguments, **settings)
+            except Exception as error:
+                self.postponed.append(error)
+
+        return postponing
+
+    def raise_postponed(self) -> None:
+        """Raise on every rank what one of them has met since the last call. Called on all ranks together."""
+        own, self.postponed = self.postponed, []
+        told = self.gather(str(own[0]) if own else None)
+        if own:
+            raise own[0]
+        for rank, fault in enumerate(told):
+            if fault is not None:
+                raise UserError(f"rank {rank}: {fault}")
 
     def hash_own_format(self, folder: Path) -> Files:
         """This rank's share of DeepSpeed's files, hashed and made durable."""
@@ -248,7 +289,8 @@ class DeepSpeedEngine(Engine):
         """
         # Roles that no optimizer trains are not DeepSpeed's: they come from the DCP part, then DeepSpeed takes its own.
         state = self.state_dict()
-        dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
+        with without_advice():
+            dcp.load(state, storage_reader=FileSystemReader(folder), no_dist=self.world.size == 1)
         self.load_state_dict(state)
         for name, engine in self.engines.items():
             groups = engine.basic_optimizer.param_groups

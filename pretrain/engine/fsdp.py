@@ -91,7 +91,7 @@ class FSDPEngine(TorchEngine):
             offload_policy=offload or OffloadPolicy(),
         )
 
-    def place(self, role: nn.Module) -> None:
+    def move_role(self, role: nn.Module) -> None:
         """Nothing: each block comes to the device when it is sharded, so that a rank never holds the whole there."""
 
     def wrap(self, optimizer: str, trainee: Trainee) -> nn.Module:

@@ -74,7 +74,7 @@ class TorchEngine(Engine):
     def wrap_untrained(self, role: nn.Module) -> None:
         """Spread a role that no optimizer trains (an averaged copy, a frozen teacher), in place."""
 
-    def place(self, role: nn.Module) -> None:
+    def move_role(self, role: nn.Module) -> None:
         """Bring a role to where it is wrapped."""
         role.to(self.device)
 
@@ -94,7 +94,7 @@ class TorchEngine(Engine):
             load()
         attention = choose_attention(self.train, objective)
         for role in objective.roles.values():
-            self.place(role)
+            self.move_role(role)
             if attention:
                 set_attention(role, attention)
         self.trainees = trainees(objective)

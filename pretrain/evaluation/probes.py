@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_tools.dataset import DamagedSampleError, Dataset, open_dataset
-from data_tools.errors import OneRankError, UserError
+from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import Encoder, field
 from pretrain.engine.base import Engine
@@ -90,7 +90,10 @@ def embed(
             batch = objective.collate([objective.view(sample) for sample in samples])
         except (UserError, DamagedSampleError) as error:
             raise OneRankError(f"probe: {error}") from None
-        features = objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
+        with mistakes_of_one_rank():
+            features = (
+                objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
+            )
         if counts:
             pooled.append(features.numpy())
             labels += classes

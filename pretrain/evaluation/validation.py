@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.damage import Damage
-from data_tools.errors import OneRankError, UserError
+from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from data_tools.loader import make_micro_batch
 from pretrain.config.sections import Config
 from pretrain.data import Sources, build_stream, open_validation
@@ -78,7 +78,9 @@ class Validation:
                 raise OneRankError(f"data.validation: {error}") from None
             damages += damaged if is_counted else []
             for phase in self.phases:
-                for name, (value, count) in self.sum_phase(phase, batch, engine.device).items():
+                with mistakes_of_one_rank():
+                    found = self.sum_phase(phase, batch, engine.device)
+                for name, (value, count) in found.items():
                     sums[name] += value if is_counted else 0.0
                     counts[name] += count if is_counted else 0.0
         self.refuse_damage([damage for rank in engine.gather(damages) for damage in rank])

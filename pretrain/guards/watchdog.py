@@ -63,7 +63,7 @@ class Watchdog:
         faulthandler.dump_traceback(self.file, all_threads=True)
         print(
             f"rank {self.rank}: {self.doing} has not ended for {self.seconds:g} s (train.hang_timeout); it is at "
-            f"{place()}; all stacks of all ranks are in {self.path.parent}",
+            f"{locate_main_thread()}; all stacks of all ranks are in {self.path.parent}",
             file=sys.stderr,
             flush=True,
         )
@@ -81,7 +81,7 @@ class Watchdog:
                 self.path.unlink()
 
 
-def place() -> str:
+def locate_main_thread() -> str:
     """Where the main thread is, as `file:line function`."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"

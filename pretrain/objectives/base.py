@@ -190,6 +190,7 @@ def without_networks(objective: Objective) -> Objective:
     own = copy.copy(objective)
     own.__dict__ = {n: hollowed(v) for n, v in vars(objective).items() if not isinstance(v, nn.Parameter)}
     own.roles = {name: hollowed(role) for name, role in objective.roles.items()}
+    own.initial_weights = None
     return own
 
 

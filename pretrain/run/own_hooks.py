@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, mistakes_of_one_rank
 from pretrain.config.registry import find_class
 from pretrain.config.sections import Config
 from pretrain.engine.base import Engine
@@ -64,4 +64,5 @@ def build_own_hook(entry: str | dict[str, Any], context: HookContext) -> Hook:
         raise UserError(f"hooks: {name} runs every {every!r} steps; give it an `every` of at least 1")
     if not callable(getattr(hook, "run", None)):
         raise UserError(f"hooks: {name} has nothing to run; give it a method run(self, step)")
-    return Hook(every, hook.run, name, hook if hasattr(hook, "state_dict") else None)
+    run = mistakes_of_one_rank()(hook.run)
+    return Hook(every, run, name, hook if hasattr(hook, "state_dict") else None)

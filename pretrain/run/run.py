@@ -15,7 +15,7 @@ import torch
 
 from data_tools.atomic import write_atomically
 from data_tools.dataset import Dataset
-from data_tools.errors import tell_error
+from data_tools.errors import mistakes_of_one_rank, tell_error
 from data_tools.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
@@ -273,7 +273,7 @@ def picture_hook(
     }
 
     def hook(step: int) -> None:
-        with engine.evaluating(objective):
+        with mistakes_of_one_rank(), engine.evaluating(objective):
             picture = objective.picture(on_device)
         if tracker and picture is not None:
             tracker.picture(step, picture)

@@ -7,6 +7,7 @@ import time
 
 import torch.distributed as dist
 
+from data_tools.errors import UserError
 from pretrain.objectives.mae import MAE
 
 
@@ -18,5 +19,7 @@ class LeftAlone(MAE):
         if os.environ["RANK"] == "1" and step == 3:
             if os.environ["LEAVES_BY"] == "an error":
                 raise ArithmeticError("planted")
+            if os.environ["LEAVES_BY"] == "a mistake":
+                raise UserError("planted")
             time.sleep(20)
             os._exit(1)

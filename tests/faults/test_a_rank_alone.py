@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
     ("leaves_by", "line"),
     [
         ("an error", "ArithmeticError: planted"),
+        ("a mistake", "error (rank 1): planted"),
         ("silence", "rank 0: lost another rank, whose error is above"),
     ],
 )

@@ -1,4 +1,6 @@
-"""A hook as a user would write one."""
+"""Hooks as a user would write them."""
+
+from data_tools.errors import UserError
 
 
 class Counts:
@@ -27,3 +29,14 @@ class Never:
 
     def __init__(self, context):
         pass
+
+
+class Refuses:
+    """Fails at one step, by a mistake that the other ranks would know nothing of, or by a fault of its own."""
+
+    def __init__(self, context, at, mistake):
+        self.every, self.error = at, UserError("planted") if mistake else ArithmeticError("planted")
+
+    def run(self, step):
+        if step:
+            raise self.error

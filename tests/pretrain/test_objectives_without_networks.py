@@ -23,12 +23,14 @@ def tokens(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("recipe", sorted(SMALLER))
-def test_a_copy_without_networks_is_small_and_makes_the_same_example(recipe, tokens):
+def test_a_copy_without_networks_is_small_and_makes_the_same_example(recipe, deferred, tokens):
     smaller = [setting.replace("{tokens}", str(tokens)) for setting in SMALLER[recipe]]
     config, _ = load_config(recipe, [*COMMON, *smaller])
     sources = open_sources(config.data)
-    objective = build_objective(config, first_of(sources))
+    objective = build_objective(config, first_of(sources), deferred)
+    assert (objective.initial_weights is not None) == deferred, "as engine=fsdp has it"
     stream = build_stream(config, sources)
 
     packed = pickle.dumps((stream, objective.without_networks()))
