@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import UserError
+
 PROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR = 2
 """Pillow's number for it."""
@@ -39,10 +41,22 @@ def save_image_processor(config: Any, folder: Path) -> None:
 
 
 def open_image_processor(folder: Path) -> Any:
-    """`AutoImageProcessor` of a local folder."""
-    from transformers import AutoImageProcessor
+    """`AutoImageProcessor` of a local folder.
 
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    Raises:
+        UserError: a `transformers` that opens none without torchvision (5.17 is one), and there is no torchvision.
+    """
+    from transformers import AutoImageProcessor, __version__
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise UserError(
+            f"{folder}: transformers {__version__} opens image processors with torchvision only, which is not "
+            "installed; upgrade transformers (5.23 needs none)"
+        ) from None
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
