@@ -45,7 +45,7 @@ def steps_of(config, ranks, step):
 CASES = {
     "pictures": ("mae_digits", [*SMALL, "train.batch_size_warmup=[[6, 2]]"], ".png"),
     "texts": ("mlm_sotu", [*SMALL[:3], "encoder.max_length=32"], ".txt"),
-    "rows": ("clm_sotu", ["encoder.n_embd=16", "encoder.n_head=2", "encoder.vocab_size=99999", "data.path={tokens}",
+    "rows": ("clm_sotu", ["encoder.n_embd=16", "encoder.n_head=2", "encoder.vocab_size=200000", "data.path={tokens}",
                           "data.sequence_length=40"], None),
     "mixture": ("mae_digits", [*SMALL, "encoder.image_size=8", "encoder.patch_size=4",
                                "data.path={{a}: 0.7, {b}: 0.3}"], ".png"),
