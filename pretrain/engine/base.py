@@ -21,8 +21,8 @@ from data_tools.errors import UserError, as_told
 from pretrain.engine.averages import Average
 from pretrain.engine.config import DistributedConfig
 from pretrain.engine.saving import Files, count_bytes, new_key, own_share, save_state, without_advice
-from pretrain.engine.world import World
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_name
+from pretrain.ops.world import World
 
 __all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "trainees"]
 

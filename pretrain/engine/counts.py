@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from pretrain.engine.world import World
 from pretrain.objectives.base import Batch, Counts, Objective, Phase, by_name
+from pretrain.ops.world import World
 
 
 class StepCounts:

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.engine.world import World
+from pretrain.ops.world import World
 
 if TYPE_CHECKING:
     from data_tools.dataset import Dataset
     from pretrain.encoders.base import Encoder
-    from pretrain.engine.initial_weights import InitialWeights
     from pretrain.tracking.pictures import Picture
 
 Batch = dict[str, Any]
@@ -84,7 +83,7 @@ class Objective:
     """The role that is probed, released and fine-tuned: the encoder, its averaged teacher, another encoder."""
     world: World = World()
     """The other ranks, for losses over the global batch; a world of one until an engine prepares the objective."""
-    initial_weights: InitialWeights | None = None
+    initial_weights: Any = None
     """Those of roles that have shapes but no memory yet: an engine fills its shards with them."""
 
     def __init__(self, config: Any, encoder: Encoder, dataset: Dataset) -> None:
