@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pretrain.engine.counts import StepCounts
-from pretrain.engine.world import World
+from pretrain.ops.world import World
 from pretrain.metering.phase_values import PhaseValues
 from pretrain.objectives.base import Loss, Phase
 
