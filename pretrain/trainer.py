@@ -20,7 +20,7 @@ from pretrain.engine.base import Engine
 from pretrain.engine.counts import StepCounts
 from pretrain.engine.feed import Feed
 from pretrain.guards.garbage import collect_garbage_every
-from pretrain.guards.out_of_memory import explain_out_of_memory
+from pretrain.guards.out_of_memory import explain_memory_of_reading, explain_out_of_memory
 from pretrain.guards.preemption import StopRequest
 from pretrain.metering.meter import Meter
 from pretrain.metering.phase_values import PhaseValues, reduce_values
@@ -211,7 +211,8 @@ class Trainer:
 
     def take_batch(self, steps: Iterator[Step]) -> Step:
         self.heartbeat(f"reading the batch of step {self.step + 1}")
-        with mistakes_of_one_rank(), self.meter.wait_for("data"):
+        memory = explain_memory_of_reading(self.step + 1, self.config.data.workers)
+        with mistakes_of_one_rank(), memory, self.meter.wait_for("data"):
             return next(steps)
 
     def update(self, phase: Phase, step: Step, counts: StepCounts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,14 +22,37 @@ def explain_out_of_memory(step: int, train: TrainConfig, samples: int) -> Iterat
     Args:
         samples: of one rank in one forward pass.
     """
+    with refuse_out_of_memory(lambda reason: advice(step, train, samples, reason)):
+        yield
+
+
+@contextmanager
+def explain_memory_of_reading(step: int, workers: int) -> Iterator[None]:
+    """The same around taking a batch, which `workers` have made ahead in the host's memory."""
+
+    def say(reason: str) -> str:
+        fewer = (
+            f"data.workers={workers // 2} (now {workers}, each of which works ahead), or " if workers else ""
+        )
+        return (
+            f"step {step}: out of host memory while its batch was read ({numbers(reason)}); set {fewer}a lower "
+            "train.global_batch_size, or use more ranks"
+        )
+
+    with refuse_out_of_memory(say):
+        yield
+
+
+@contextmanager
+def refuse_out_of_memory(describe: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OneRankError(advice(step, train, samples, str(error))) from None
+        raise OneRankError(describe(str(error))) from None
     except RuntimeError as error:
         if HOST_ALLOCATOR not in str(error):
             raise
-        raise OneRankError(advice(step, train, samples, str(error))) from None
+        raise OneRankError(describe(str(error))) from None
 
 
 def advice(step: int, train: TrainConfig, samples: int, reason: str) -> str:

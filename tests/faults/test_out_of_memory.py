@@ -15,6 +15,7 @@ from tests.tiny_run import SMALL
 SETTINGS = [
     "mae_digits", *SMALL, "checkpoint.every=2", "tracking.log_every=1", "tracking.wandb.mode=disabled",
     "tracking.picture_every=0", "probe.every=0", "schedule.warmup_ratio=0", "train.global_batch_size=2048",
+    "data.workers=0",  # a thread's own arena of memory would blur the limit
 ]  # fmt: skip
 LIMITED = """
 import resource, sys
@@ -50,6 +51,13 @@ def test_it_says_what_to_lower_and_nothing_saved_is_lost(tmp_path):
     enough = with_memory(8000, [*settings, "train.micro_batch_size=64"])
     assert enough.returncode == 0, enough.stderr[-3000:]
     assert losses(tmp_path)[4]["loss"] == before[4]["loss"]
+
+
+def test_memory_that_a_worker_lacks_is_told_as_such(tmp_path):
+    result = with_memory(80, [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4", "data.workers=2"])
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    assert re.search(r"error: step 1: out of (host )?memory", result.stderr)
 
 
 def test_a_dry_run_finds_it(tmp_path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pretrain.engine.counts import StepCounts
-from pretrain.ops.world import World
 from pretrain.metering.phase_values import PhaseValues
 from pretrain.objectives.base import Loss, Phase
+from pretrain.ops.world import World
 
 MANY = 2**24
 
