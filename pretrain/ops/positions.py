@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data_tools.errors import UserError
+
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 """By the number of axes; images as `transformers` and DINO do it."""
 
@@ -16,12 +18,10 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> Tensor:
     Each axis has an equal part of the width, the last axis the first one; within each part, sines then cosines.
 
     Raises:
-        ValueError: `dim` cannot be divided so.
+        UserError: `dim` cannot be divided so.
     """
     if dim % (2 * len(grid)):
-        raise ValueError(
-            f"hidden_size={dim}: sine-cosine positions need a width divisible by {2 * len(grid)}"
-        )
+        raise UserError(f"hidden_size={dim}: sine-cosine positions need a width divisible by {2 * len(grid)}")
     axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
     return torch.cat([sincos_1d(axis.flatten(), dim // len(grid)) for axis in reversed(axes)], dim=1)
 
