@@ -72,13 +72,7 @@ class Config:
 
 
 def load_config(recipe: str, overrides: list[str]) -> tuple[Config, dict[str, str]]:
-    """Resolve a job's configuration.
-
-    Returns:
-        The validated configuration, and for every dotted key that is not a default, where its value came from.
-    Raises:
-        UserError: an unknown recipe or key (with the nearest right one), a wrong type, a contradiction.
-    """
+    """A job's configuration, resolved as `pretrain.config.load.load_config` resolves a run's."""
     values, origin = resolve(recipe, RECIPES, overrides, Config)
     return build_config(values), origin
 
