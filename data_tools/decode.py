@@ -81,7 +81,10 @@ def decode_sample(key: str, members: Mapping[str, memoryview], options: DecodeOp
         kind = kind_of(extension)
         try:
             value = bytes(payload) if kind is None else _DECODERS[kind](payload, extension, options)
-        except UserError:
+        except (
+            UserError,
+            MemoryError,
+        ):  # limits come first: memory that is lacking is the machine's, no damage
             raise
         except DecodeError as error:
             raise DecodeError(f".{extension}: {error}") from None
@@ -236,6 +239,13 @@ def _audio(payload: memoryview, _: str, options: DecodeOptions) -> tuple[np.ndar
 def _video(payload: memoryview, _: str, options: DecodeOptions) -> np.ndarray:
     """uint8 (T, H, W, 3)."""
     av = _extra("av", "video")
+    try:
+        return _frames(av, payload, options)
+    except av.error.MemoryError as error:  # what FFmpeg says of sizes that a damaged header holds
+        raise DecodeError(str(error)) from None
+
+
+def _frames(av: Any, payload: memoryview, options: DecodeOptions) -> np.ndarray:
     frames: list[np.ndarray] = []
     with av.open(io.BytesIO(payload)) as container:
         if not container.streams.video:

@@ -87,7 +87,7 @@ def with_retries(attempt: Callable[[], T], url: str, retry: Retry) -> T:
     while True:
         try:
             return attempt()
-        except (MissingError, NoRangesError, UserError):
+        except (MissingError, NoRangesError, UserError, MemoryError):
             raise
         except (FileNotFoundError, PermissionError) as error:
             raise MissingError(f"{redacted(url)}: {type(error).__name__}") from None

@@ -14,7 +14,7 @@ from PIL import Image
 from small_data import npy
 
 from data_tools.dataset import DamagedSampleError, open_dataset
-from data_tools.decode import DecodeError, DecodeOptions, decode_sample
+from data_tools.decode import _DECODERS, DecodeError, DecodeOptions, decode_sample
 from data_tools.errors import UserError
 from data_tools.resize import resize, resize_shorter_side
 
@@ -200,6 +200,15 @@ def test_rubbish_is_a_damaged_sample_whatever_the_format(extension, data):
 class Bomb:
     def __reduce__(self):
         return (print, ("executed",))
+
+
+def test_memory_that_is_lacking_is_not_taken_for_damage(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setitem(_DECODERS, "text", fail)
+    with pytest.raises(MemoryError):
+        decode_sample("a", {"txt": memoryview(b"words")}, DecodeOptions())
 
 
 def test_pickled_objects_in_npy_are_refused_and_not_run(capsys):
