@@ -50,7 +50,7 @@ def photograph(number: int) -> bytes:
 
 def make_data(folder: Path) -> None:
     """The same JPEG bytes in each system's own format; a peer that is not installed is passed over."""
-    from data_tools.shard_writer import ShardWriter, finish_dataset
+    from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 
     pictures = [
         photograph(i % 500) for i in range(IMAGES)
@@ -134,7 +134,7 @@ def _resized(image: Image.Image) -> np.ndarray:
 
 
 def _shrink(sample: dict[str, Any], _: Any) -> dict[str, Any]:
-    from data_tools.resize import resize
+    from data_tools.decode.resize import resize
 
     return {"image": resize(sample["image"], SIDE, SIDE)}
 
@@ -142,10 +142,10 @@ def _shrink(sample: dict[str, Any], _: Any) -> dict[str, Any]:
 def ours(folder: Path, kind: str = "thread") -> Iterator[int]:
     import torch
 
-    from data_tools.dataset import open_dataset
-    from data_tools.decode import DecodeOptions
-    from data_tools.loader import Loader
-    from data_tools.stream import Stream
+    from data_tools.dataset.open import open_dataset
+    from data_tools.decode.options import DecodeOptions
+    from data_tools.stream.loader import Loader
+    from data_tools.stream.samples import Stream
 
     torch.set_num_threads(1)
     stream = Stream(open_dataset(folder / "tar", DecodeOptions(min_side=SIDE)), SEED)
@@ -247,10 +247,10 @@ def energon(folder: Path) -> Iterator[int]:
 
 
 def raw_ours(folder: Path, checksums: bool = True) -> Iterator[int]:
-    from data_tools.dataset import open_dataset
-    from data_tools.decode import DecodeOptions
-    from data_tools.fetch import FetchOptions
-    from data_tools.stream import Stream
+    from data_tools.dataset.open import open_dataset
+    from data_tools.decode.options import DecodeOptions
+    from data_tools.storage.segments import FetchOptions
+    from data_tools.stream.samples import Stream
 
     dataset = open_dataset(folder / "raw", DecodeOptions(raw=True), FetchOptions(checksums=checksums))
     stream, position = Stream(dataset, SEED), 0

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.stream import photograph
-from data_tools.shard_writer import ShardWriter, finish_dataset
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 from pretrain.tracking.metrics import read_metrics
 
 MODELS: dict[str, tuple[int, list[str]]] = {

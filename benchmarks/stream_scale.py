@@ -27,8 +27,8 @@ def resident() -> float:
 
 
 def opening(folder: Path) -> list[Row]:
-    from data_tools.manifest import Shard, make_manifest, read_manifest, write_manifest
-    from data_tools.order import Order, choose_layout
+    from data_tools.formats.manifest import Shard, make_manifest, read_manifest, write_manifest
+    from data_tools.order.shuffle import Order, choose_layout
 
     shards = [Shard(f"part-{i // 1000:03d}/{i:06d}.tar", 10_000, 0, 10**9, i) for i in range(100_000)]
     write_manifest(make_manifest(shards, ("jpg", "json")), folder)
@@ -53,9 +53,10 @@ def opening(folder: Path) -> list[Row]:
 
 def tokens(folder: Path) -> list[Row]:
     from data_tools.__main__ import main
-    from data_tools.dataset import open_dataset
-    from data_tools.loader import Loader
-    from data_tools.stream import PackedStream, Stream
+    from data_tools.dataset.open import open_dataset
+    from data_tools.stream.loader import Loader
+    from data_tools.stream.packed import PackedStream
+    from data_tools.stream.samples import Stream
 
     main(["tokenizer", "sample:sotu", str(folder / "tokenizer"), "--vocabulary", "4096"])
     main(["tokenize", "sample:sotu", str(folder / "tokens"), "--tokenizer", str(folder / "tokenizer")])
@@ -81,8 +82,8 @@ def tokens(folder: Path) -> list[Row]:
 
 
 def scanning(folder: Path) -> list[Row]:
-    from data_tools.index import scan_file
-    from data_tools.shard_writer import ShardWriter
+    from data_tools.dataset.index import scan_file
+    from data_tools.formats.shard_writer import ShardWriter
 
     with ShardWriter(folder) as writer:
         for i in range(20_000):
@@ -99,9 +100,9 @@ def scanning(folder: Path) -> list[Row]:
 
 
 def memory() -> list[Row]:
-    from data_tools.dataset import open_dataset
-    from data_tools.loader import Loader
-    from data_tools.stream import Stream
+    from data_tools.dataset.open import open_dataset
+    from data_tools.stream.loader import Loader
+    from data_tools.stream.samples import Stream
 
     loader = Loader(
         Stream(open_dataset("sample:digits")),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from pretrain.config.sections import TrainConfig
 from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.encoders.text.gpt2 import GPT2Encoder, GPT2EncoderConfig

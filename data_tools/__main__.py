@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_tools.cli import add_processes, command, positive, print_manifest
+from data_tools.commands.cli import add_processes, command, positive, print_manifest
+from data_tools.commands.pack.cli import add_output, add_pack, run_pack
 from data_tools.errors import UserError, run_cli
-from data_tools.pack.cli import add_output, add_pack, run_pack
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _add_tokenizer(commands: Any) -> None:
 
 
 def _run_tokenizer(a: argparse.Namespace) -> int:
-    from data_tools.dataset import open_dataset
+    from data_tools.dataset.open import open_dataset
     from data_tools.tokenizer import save_tokenizer, texts_of, train_tokenizer
 
     if a.output.exists() and any(a.output.iterdir()):
@@ -83,8 +83,8 @@ def _add_tokenize(commands: Any) -> None:
 
 
 def _plan_tokenize(a: argparse.Namespace) -> Any:
-    from data_tools.dataset import open_dataset
-    from data_tools.tokenize import plan_tokenize
+    from data_tools.commands.tokenize import plan_tokenize
+    from data_tools.dataset.open import open_dataset
 
     return plan_tokenize(a.data, open_dataset(a.data), a.tokenizer, a.ends, a.keep)
 
@@ -117,9 +117,9 @@ def _add_index(commands: Any) -> None:
 
 
 def _run_index(a: argparse.Namespace) -> int:
-    from data_tools.dataset import open_dataset
-    from data_tools.index import index_shards
-    from data_tools.interop import export_dali, export_energon, import_energon
+    from data_tools.dataset.index import index_shards
+    from data_tools.dataset.open import open_dataset
+    from data_tools.formats.foreign_indexes import export_dali, export_energon, import_energon
 
     if not a.folder.is_dir():
         raise UserError(f"{a.folder}: there is no such folder; give the folder that holds the .tar files")
@@ -158,9 +158,9 @@ def _add_verify(commands: Any) -> None:
 
 
 def _run_verify(a: argparse.Namespace) -> int:
-    from data_tools.atomic import write_atomically
-    from data_tools.dataset import open_marked
-    from data_tools.verify import verify
+    from data_tools.commands.verify import verify
+    from data_tools.dataset.open import open_marked
+    from data_tools.storage.atomic import write_atomically
 
     manifest, bad = verify(open_marked(Path(a.folder)), not a.no_decode, a.processes)
     print_manifest(Path(a.folder), manifest)
@@ -187,8 +187,8 @@ def _add_split(commands: Any) -> None:
 
 
 def _run_split(a: argparse.Namespace) -> int:
-    from data_tools.dataset import open_dataset
-    from data_tools.split import split
+    from data_tools.commands.split import split
+    from data_tools.dataset.open import open_dataset
 
     train, test = split(open_dataset(a.data), a.fraction, a.train, a.test, a.salt)
     print(f"{a.train}: {train:,} samples\n{a.test}: {test:,} samples")
@@ -213,9 +213,9 @@ def _add_stats(commands: Any) -> None:
 
 
 def _run_stats(a: argparse.Namespace) -> int:
-    from data_tools.atomic import write_atomically
-    from data_tools.dataset import open_dataset
-    from data_tools.stats import statistics
+    from data_tools.commands.stats import statistics
+    from data_tools.dataset.open import open_dataset
+    from data_tools.storage.atomic import write_atomically
 
     summary = statistics(a.data, open_dataset(a.data), not a.no_decode, a.processes)
     for name, value in summary.items():
@@ -254,9 +254,9 @@ def _add_show(commands: Any) -> None:
 
 
 def _run_show(a: argparse.Namespace) -> int:
-    from data_tools.dataset import open_dataset
-    from data_tools.show import contact_sheet, excerpt
-    from data_tools.stream import Stream
+    from data_tools.commands.show import contact_sheet, excerpt
+    from data_tools.dataset.open import open_dataset
+    from data_tools.stream.samples import Stream
 
     dataset = open_dataset(a.data)
     stream = Stream(dataset, a.seed)

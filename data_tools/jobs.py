@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 
 Receipt = dict[str, Any]  # what a job returns: JSON-able, with "samples" and "bytes" for the rate
 Work = Callable[[Any], Receipt]

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_tools.atomic import write_atomically
-from data_tools.dataset import Dataset
+from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "<|endoftext|>")  # ids 0 … 5
 _ROLES = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 from finetune.config import Config, build_config
 from finetune.protocol import run_protocol
 from finetune.results import RESULTS, table, write_results

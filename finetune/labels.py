@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from data_tools.dataset import DamagedSampleError, Dataset
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
 from pretrain.encoders.base import field
 from pretrain.evaluation.class_names import name_class

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_tools.dataset import Dataset, open_dataset
+from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from finetune.config import Config
 from finetune.labels import Labelled, draw, drawable, hold_out, limit, read_labelled

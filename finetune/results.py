@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic import atomic_file, write_atomically
+from data_tools.storage.atomic import atomic_file, write_atomically
 from pretrain.report.finetune_results import METHODS
 
 RESULTS = "finetune.json"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from data_tools.errors import UserError
-from data_tools.loader import Loader, evaluation_batches
-from data_tools.stream import Stream
+from data_tools.stream.evaluation import evaluation_batches
+from data_tools.stream.loader import Loader
+from data_tools.stream.samples import Stream
 from finetune.config import Config, with_pooling
 from finetune.labels import Labelled
 from finetune.tasks import task_class

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from data_tools.dataset import Dataset, open_dataset
+from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import Loader
-from data_tools.mixture import Mixture
-from data_tools.stream import PackedStream, Stream
+from data_tools.stream.loader import Loader
+from data_tools.stream.mixed import Mixture
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 from pretrain.config.sections import Config, DataConfig, TrainConfig
 from pretrain.encoders.text.tokenizer import find_tokenizer, fingerprint_of
 from pretrain.engine.base import World

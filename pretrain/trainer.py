@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
-from data_tools.loader import Loader, Step
+from data_tools.stream.loader import Loader, Step
 from pretrain.checkpoint.failures import Failure
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.sections import Config

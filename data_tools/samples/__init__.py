@@ -13,10 +13,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from data_tools.cache import build_once, cache_folder
+from data_tools.dataset.index import index_shards
 from data_tools.errors import UserError
-from data_tools.index import index_shards
-from data_tools.manifest import MANIFEST_VERSION
+from data_tools.formats.manifest import MANIFEST_VERSION
+from data_tools.storage.cache_folder import build_once, cache_folder
 
 _ROOT = Path(__file__).parent
 NAMES = ("digits", "digits_test", "sotu", "speech")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_tools.commands.pack.idx import read_idx
 from data_tools.errors import UserError, run_cli
-from data_tools.pack.idx import read_idx
-from data_tools.shard_writer import ShardWriter
+from data_tools.formats.shard_writer import ShardWriter
 from data_tools.tokenizer import save_tokenizer, train_tokenizer
 
 _TARGET = Path(__file__).parent

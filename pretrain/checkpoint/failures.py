@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_tools.atomic import FULL
 from data_tools.errors import UserError
+from data_tools.storage.atomic import FULL
 
 
 @dataclass(frozen=True)

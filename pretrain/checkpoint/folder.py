@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data_tools.atomic import fsync, write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import fsync, write_atomically
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.pickles import MetadataUnpickler
 from pretrain.engine.saving import Files, hash_file

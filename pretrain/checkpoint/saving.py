@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_tools.atomic import fsync, write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import fsync, write_atomically
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.failures import Failure, root_cause
 from pretrain.checkpoint.folder import (

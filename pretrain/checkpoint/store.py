@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from data_tools.errors import UserError
-from data_tools.remote import (
+from data_tools.storage.objects import (
     MissingError,
     Retry,
     open_filesystem,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_tools.errors import UserError
-from data_tools.remote import Retry, redacted
+from data_tools.storage.objects import Retry, redacted
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.failures import Failure, root_cause
 from pretrain.checkpoint.folder import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_tools.errors import UserError
-from data_tools.remote import has_secrets, redacted
+from data_tools.storage.objects import has_secrets, redacted
 from pretrain.config.sections import Config, ProbeConfig, ValidationConfig
 from pretrain.optim.config import check_optimizer, check_schedule
 

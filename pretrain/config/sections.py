@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from data_tools.batch_sizes import BatchSizes
+from data_tools.order.batch_sizes import BatchSizes
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.config.schema import Share, build_section
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from data_tools.loader import collate
+from data_tools.stream.collate import collate
 from pretrain.encoders.hf_model import read_hf_config, split_settings
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
-from data_tools.atomic import fsync, full_disk_explained
 from data_tools.errors import UserError
+from data_tools.storage.atomic import fsync, full_disk_explained
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.averages import WeightAverage, trained_parameters
 from pretrain.engine.base import (

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
 
-from data_tools.atomic import full_disk_explained
+from data_tools.storage.atomic import full_disk_explained
 
 Files = dict[str, tuple[int, str]]
 """Files by their names in a folder: bytes and SHA-256, of the stdlib's hashes the fastest where processors help."""

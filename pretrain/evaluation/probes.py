@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_tools.dataset import DamagedSampleError, Dataset, open_dataset
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import Encoder, field

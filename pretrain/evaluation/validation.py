@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.damage import Damage
+from data_tools.dataset.damage import Damage
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
-from data_tools.loader import make_micro_batch
+from data_tools.stream.loader import make_micro_batch
 from pretrain.config.sections import Config
 from pretrain.data import Sources, build_stream, open_validation
 from pretrain.engine.base import Engine

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 from pretrain.tracking.config import TrackingConfig
 
 ROWS = 40

@@ -19,7 +19,7 @@ from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.derived_attributes import ROTATIONS, rotate
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import NonNegativeFloat
 
-from data_tools.atomic import write_atomically
-from data_tools.cache import cache_folder
-from data_tools.dataset import DamagedSampleError
-from data_tools.decode import DecodeError, DecodeOptions, decode_sample, kind_of
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.decode.kinds import kind_of
+from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.sample import decode_sample
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
+from data_tools.storage.cache_folder import cache_folder
 from pretrain.encoders.base import field
 from pretrain.objectives.derived_attributes import DERIVED, ROTATIONS
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 log = logging.getLogger(__name__)
 SCANNED = 2000

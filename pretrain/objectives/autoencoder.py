@@ -22,7 +22,7 @@ from pretrain.objectives.token_projection import TokenProjection
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.ops.world import World
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
     from pretrain.encoders.base import Encoder
     from pretrain.tracking.pictures import Picture
 

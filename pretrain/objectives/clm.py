@@ -17,7 +17,7 @@ from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.tracking.pictures import TextExcerpt, TextExcerpts
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 48
 TOP_K, TEMPERATURE = 50, 0.8

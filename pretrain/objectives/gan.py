@@ -27,7 +27,7 @@ from pretrain.ops.ema import update_ema
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 DISCRIMINATOR, R1, GENERATOR = "discriminator", "r1", "generator"
 

@@ -21,7 +21,7 @@ from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.positions import interpolate_positions, sincos_positions
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
     from pretrain.tracking.pictures import Picture
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
 from pretrain.tracking.environment import redact, redact_text
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
     from pretrain.encoders.base import Encoder
     from pretrain.objectives.base import Objective
 

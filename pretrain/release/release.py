@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.atomic import follow_umask, full_disk_explained
-from data_tools.dataset import DamagedSampleError, Dataset
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
+from data_tools.storage.atomic import follow_umask, full_disk_explained
 from pretrain.checkpoint.folder import newest_valid
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.load import build_config

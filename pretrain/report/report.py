@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data_tools.atomic import write_atomically
+from data_tools.storage.atomic import write_atomically
 from pretrain.report.charts import PALETTE, Curve, curve_chart
 from pretrain.report.finetune_results import present, read_results
 from pretrain.report.run_summary import RunSummary, key_numbers, probe_title, read_run, sentence

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
-from data_tools.loader import Loader, Step
-from data_tools.mixture import Mixture
+from data_tools.storage.atomic import write_atomically
+from data_tools.stream.loader import Loader, Step
+from data_tools.stream.mixed import Mixture
 from pretrain.checkpoint.folder import complete
 from pretrain.config.check import check_world_size
 from pretrain.config.load import build_config

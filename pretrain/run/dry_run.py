@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_tools.atomic import free_bytes
-from data_tools.remote import is_remote
+from data_tools.storage.atomic import free_bytes
+from data_tools.storage.objects import is_remote
 from pretrain.checkpoint.targets import Copies
 from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import yaml
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 from pretrain.config.load import build_config
 from pretrain.config.sections import Config
 from pretrain.config.show import flatten, to_dict

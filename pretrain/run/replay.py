@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_tools.atomic import atomic_file, write_atomically
 from data_tools.errors import UserError
-from data_tools.loader import Step
+from data_tools.storage.atomic import atomic_file, write_atomically
+from data_tools.stream.loader import Step
 from pretrain.checkpoint.folder import complete, step_of
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.check import check_world_size

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_tools.atomic import write_atomically
-from data_tools.dataset import Dataset
+from data_tools.dataset.dataset import Dataset
 from data_tools.errors import mistakes_of_one_rank, tell_error
-from data_tools.loader import make_micro_batch
+from data_tools.storage.atomic import write_atomically
+from data_tools.stream.loader import make_micro_batch
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size

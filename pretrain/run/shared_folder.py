@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from data_tools.atomic import write_atomically
 from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
 from pretrain.engine.base import Engine
 
 PATIENCE = 15.0

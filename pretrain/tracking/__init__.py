@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic import write_atomically
+from data_tools.storage.atomic import write_atomically
 from pretrain.tracking.config import TrackingConfig, WandbConfig
 from pretrain.tracking.environment import describe_environment
 from pretrain.tracking.metrics import MetricsFile, read_metrics, told_from

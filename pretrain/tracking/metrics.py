@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic import full_disk_explained
+from data_tools.storage.atomic import full_disk_explained
 
 FILE_NAME = "metrics.jsonl"
 # JSON has no such numbers; they are written as these strings and come back as floats.

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data_tools.atomic import write_atomically
+from data_tools.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from pretrain.tracking.wandb import WandbLogger

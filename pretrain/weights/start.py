@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.remote import is_remote
+from data_tools.storage.objects import is_remote
 from pretrain.checkpoint.folder import IDENTITY, complete, find_fault, newest_valid, step_of
 from pretrain.checkpoint.store import download_newest
 from pretrain.checkpoint.weights import read_weights, saved_shapes

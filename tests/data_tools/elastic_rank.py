@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from data_tools.dataset import open_dataset
-from data_tools.loader import Loader
-from data_tools.order import Layout
-from data_tools.stream import Stream
+from data_tools.dataset.open import open_dataset
+from data_tools.order.shuffle import Layout
+from data_tools.stream.loader import Loader
+from data_tools.stream.samples import Stream
 
 
 def key_only(sample, rng):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.shard_writer import ShardWriter, finish_dataset
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 
 
 def png(number: int, side: int = 8) -> bytes:

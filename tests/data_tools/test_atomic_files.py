@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_tools.atomic import atomic_file, follow_umask, read_umask, write_atomically
-from data_tools.cache import build_once
+from data_tools.storage.atomic import atomic_file, follow_umask, read_umask, write_atomically
+from data_tools.storage.cache_folder import build_once
 from pretrain.tracking.metrics import MetricsFile
 from tests.faults.full_disk import FULL, on_a_small_disk
 
@@ -81,7 +81,7 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from data_tools.atomic import atomic_file, write_atomically
+from data_tools.storage.atomic import atomic_file, write_atomically
 from data_tools.errors import run_cli
 from pretrain.release.release import write_whole
 from pretrain.tracking.metrics import MetricsFile

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_tools.batch_sizes import BatchSizes
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import Loader
-from data_tools.stream import Stream
+from data_tools.order.batch_sizes import BatchSizes
+from data_tools.stream.loader import Loader
+from data_tools.stream.samples import Stream
 from tests.data_tools.small_data import write_images
 
 WARMUP = [(4, 3), (8, 2)]

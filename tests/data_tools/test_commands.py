@@ -16,9 +16,10 @@ from PIL import Image
 from small_data import png, write_images, write_tokens
 
 from data_tools.__main__ import main
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import run_cli
-from data_tools.stream import PackedStream, Stream
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 
 
 def command(*words) -> int:
@@ -127,7 +128,7 @@ def test_pack_jsonl(tmp_path, suffix, capsys):
 
 
 def test_jsonl_cut_into_byte_ranges_loses_no_line(tmp_path):
-    from data_tools.pack.text import plan_jsonl
+    from data_tools.commands.pack.text import plan_jsonl
 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": "x" * (i * 7 % 40)}) + "\n" for i in range(200)))

@@ -8,12 +8,13 @@ import pytest
 from small_data import write_images, write_tokens
 
 from data_tools.__main__ import main
-from data_tools.damage import Damage, Ledger
-from data_tools.dataset import DamagedSampleError, open_dataset
+from data_tools.dataset.damage import Damage, DamagedSampleError, Ledger
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError, run_cli
-from data_tools.loader import Loader
-from data_tools.manifest import read_sidecar
-from data_tools.stream import PackedStream, Stream
+from data_tools.formats.sidecar import read_sidecar
+from data_tools.stream.loader import Loader
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 
 SAMPLES, PER_SHARD = 300, 100
 SHARD = "000001.tar"  # samples 100 … 199
@@ -202,7 +203,7 @@ def test_damaged_document_leaves_padding_and_no_other_is_lost(tmp_path):
 
 
 def test_evaluation_refuses_damaged_samples(folder):
-    from data_tools.loader import evaluation_batches
+    from data_tools.stream.evaluation import evaluation_batches
 
     flip(folder / SHARD, sample_offset(folder, 50) + BLOCK + 60)
     with pytest.raises(DamagedSampleError, match="000150"):

@@ -11,9 +11,9 @@ import pytest
 import webdataset as wds
 from small_data import npy, png, write_images, write_tokens
 
-from data_tools.cache import OpenFile, Recent
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
+from data_tools.storage.handles import OpenFile, Recent
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from small_data import npy
 
-from data_tools.dataset import DamagedSampleError, open_dataset
-from data_tools.decode import _DECODERS, DecodeError, DecodeOptions, decode_sample
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.open import open_dataset
+from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.resize import resize, resize_shorter_side
+from data_tools.decode.sample import _DECODERS, decode_sample
 from data_tools.errors import UserError
-from data_tools.resize import resize, resize_shorter_side
 
 
 def decode(extension, data, **options):
@@ -92,7 +94,7 @@ def test_jpeg_is_shrunk_while_decoding_but_not_below_what_is_asked():
 def test_jpeg_without_simplejpeg_looks_the_same(monkeypatch):
     data = encoded(smooth(300, 400), "JPEG", quality=95)
     fast = decode("jpg", data)["image"]
-    monkeypatch.setattr("data_tools.decode._simplejpeg", lambda: None)
+    monkeypatch.setattr("data_tools.decode.image._simplejpeg", lambda: None)
     slow = decode("jpg", data)["image"]
     assert slow.shape == fast.shape
     assert np.abs(slow.astype(int) - fast).mean() < 2

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small_data import write_images
 
-from data_tools.dataset import open_dataset
-from data_tools.order import Layout
-from data_tools.stream import Stream
+from data_tools.dataset.open import open_dataset
+from data_tools.order.shuffle import Layout
+from data_tools.stream.samples import Stream
 
 SCRIPT = Path(__file__).parent / "elastic_rank.py"
 BATCH = 12

@@ -9,13 +9,15 @@ import pytest
 from bad_server import bad_server
 from small_data import write_images, write_tokens
 
-from data_tools.dataset import DamagedSampleError, open_dataset
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.fetch import FetchOptions
-from data_tools.loader import Loader
-from data_tools.order import Layout
-from data_tools.remote import Retry, redacted
-from data_tools.stream import PackedStream, Stream
+from data_tools.order.shuffle import Layout
+from data_tools.storage.objects import Retry, redacted
+from data_tools.storage.segments import FetchOptions
+from data_tools.stream.loader import Loader
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 from tests.s3_server import s3_server
 
 FAST = FetchOptions(retry=Retry(patience=2.0, timeout=0.5, first_wait=0.01, longest_wait=0.05))

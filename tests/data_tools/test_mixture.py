@@ -4,11 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import write_images, write_tokens
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import Loader
-from data_tools.mixture import MixingOrder, Mixture, largest_remainder
-from data_tools.stream import PackedStream, Stream
+from data_tools.order.mixture import MixingOrder, largest_remainder
+from data_tools.stream.loader import Loader
+from data_tools.stream.mixed import Mixture
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 
 
 @given(weights=st.lists(st.floats(0, 10), min_size=1, max_size=6).filter(lambda w: sum(w) > 0.1))

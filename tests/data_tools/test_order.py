@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.order import Layout, Order, choose_layout, derive_key, permute
+from data_tools.order.permutation import derive_key, permute
+from data_tools.order.shuffle import Layout, Order, choose_layout
 
 layouts = st.builds(Layout, st.sampled_from([1, 2, 4, 6, 12]), st.integers(1, 20), st.integers(1, 5))
 shard_counts = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)

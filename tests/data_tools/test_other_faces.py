@@ -7,12 +7,12 @@ import torch
 from small_data import write_images
 from torch.utils.data import DataLoader
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import Loader
-from data_tools.stream import Stream
-from data_tools.torch_dataset import StreamDataset
-from data_tools.unindexed import unindexed_batches, unindexed_samples
+from data_tools.stream.loader import Loader
+from data_tools.stream.samples import Stream
+from data_tools.stream.torch_dataset import StreamDataset
+from data_tools.stream.unindexed import unindexed_batches, unindexed_samples
 
 
 def number(sample, rng):

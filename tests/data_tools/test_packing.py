@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import write_tokens
 
-from data_tools.dataset import open_dataset
-from data_tools.packing import best_fit_rows, cut_rows
-from data_tools.stream import PackedStream, Stream
+from data_tools.dataset.open import open_dataset
+from data_tools.order.packing import best_fit_rows, cut_rows
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 
 document_lengths = st.lists(st.integers(0, 70), min_size=1, max_size=80).filter(
     lambda lengths: sum(lengths) > 0

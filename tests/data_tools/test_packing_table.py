@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from data_tools import packing_table
-from data_tools.packing import best_fit_rows, cut_rows
-from data_tools.packing_table import find_row_plan
+from data_tools.order import packing_table
+from data_tools.order.packing import best_fit_rows, cut_rows
+from data_tools.order.packing_table import find_row_plan
 
 LENGTHS = np.random.default_rng(0).integers(0, 300, 12_000).astype(np.uint32)
 

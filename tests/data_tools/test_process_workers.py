@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 import psutil
 import pytest
 
-from data_tools.process_workers import SIGNALS, ProcessPool
+from data_tools.stream.process_workers import SIGNALS, ProcessPool
 
 
 def double(number):

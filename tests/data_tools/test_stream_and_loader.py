@@ -7,11 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import write_images
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import Loader, evaluation_batches, sample_rng
-from data_tools.order import Layout
-from data_tools.stream import Stream
+from data_tools.order.shuffle import Layout
+from data_tools.stream.evaluation import evaluation_batches
+from data_tools.stream.loader import Loader
+from data_tools.stream.randomness import sample_rng
+from data_tools.stream.samples import Stream
 
 
 def transform(sample, rng):

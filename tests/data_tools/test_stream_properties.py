@@ -6,11 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import write_tokens
 
-from data_tools.dataset import open_dataset
-from data_tools.loader import Loader
-from data_tools.mixture import Mixture
-from data_tools.order import Layout
-from data_tools.stream import PackedStream, Stream
+from data_tools.dataset.open import open_dataset
+from data_tools.order.shuffle import Layout
+from data_tools.stream.loader import Loader
+from data_tools.stream.mixed import Mixture
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 
 
 @pytest.fixture(scope="module")

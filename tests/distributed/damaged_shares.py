@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from data_tools import dataset as module
+from data_tools.dataset import dataset as module
 from pretrain.engine.counts import StepCounts
 from pretrain.objectives.base import Phase
 from tests.distributed.curves import BATCH, Recorder, build_trainer

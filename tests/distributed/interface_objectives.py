@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_tools.loader import collate
+from data_tools.stream.collate import collate
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.ema import update_ema

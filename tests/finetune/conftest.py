@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny_run import make_run
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 
 
 def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:

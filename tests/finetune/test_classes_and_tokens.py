@@ -12,7 +12,7 @@ from text_models import TEXTS, make_encoder
 from tiny_run import make_run, write_run
 
 from data_tools.__main__ import main as data_main
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from data_tools.tokenizer import save_tokenizer, train_tokenizer
 from finetune.config import load_config

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from finetune.labels import (
     UNKNOWN,

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.labels import LabelledDataConfig, draw, read_labelled

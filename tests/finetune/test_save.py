@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.protocol import run_protocol

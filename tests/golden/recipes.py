@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 import data_tools.samples
-from data_tools.dataset import open_dataset
-from data_tools.pack.engine import Packed
-from data_tools.shard_writer import ShardWriter, finish_dataset
-from data_tools.tokenize import plan_tokenize, read
+from data_tools.commands.pack.engine import Packed
+from data_tools.commands.tokenize import plan_tokenize, read
+from data_tools.dataset.open import open_dataset
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 from pretrain.config.load import load_config
 from pretrain.data import build_loader, first_of, open_sources
 from pretrain.engine import start_engine

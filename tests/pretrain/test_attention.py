@@ -11,7 +11,7 @@ from text_models import CAUSAL, FAMILIES, make_encoder, make_tokenizer, packed_r
 from torch.nn import functional as F
 from transformers import BertConfig, ViTConfig
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from pretrain.__main__ import main
 from pretrain.config.load import load_config

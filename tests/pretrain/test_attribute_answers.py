@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.loader import collate, sample_rng
-from data_tools.shard_writer import ShardWriter, finish_dataset
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
+from data_tools.stream.collate import collate
+from data_tools.stream.randomness import sample_rng
 from pretrain.config.load import load_config
 from pretrain.data import first_of, open_sources
 from pretrain.objectives import attribute_answers

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_run import SMALL
 
-from data_tools.batch_sizes import BatchSizes
 from data_tools.errors import UserError
+from data_tools.order.batch_sizes import BatchSizes
 from pretrain.__main__ import main
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.load import load_config

@@ -17,7 +17,7 @@ from tiny_run import SMALL, make_run
 from torch.distributed.checkpoint import FileSystemWriter
 
 from data_tools.errors import UserError
-from data_tools.remote import Retry
+from data_tools.storage.objects import Retry
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.folder import complete, find_fault, seal
 from pretrain.checkpoint.saving import Checkpoints

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from pretrain.config.load import load_config
 from pretrain.config.schema import build_section
 from pretrain.data import build_loader, first_of, open_sources

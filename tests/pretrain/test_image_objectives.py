@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.shard_writer import ShardWriter, finish_dataset
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 from pretrain.config.load import build_config, load_recipe, merge
 from pretrain.config.sections import TrainConfig
 from pretrain.data import build_stream, first_of, open_sources

@@ -7,10 +7,10 @@ import traceback
 
 import pytest
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import OneRankError
-from data_tools.loader import Loader
-from data_tools.stream import Stream
+from data_tools.stream.loader import Loader
+from data_tools.stream.samples import Stream
 from pretrain.checkpoint.folder import complete
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.load import load_config

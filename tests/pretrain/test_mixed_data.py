@@ -56,7 +56,7 @@ def test_weights_that_mean_nothing_are_refused(path):
 
 
 def test_a_damaged_sample_is_an_event_of_the_run(tmp_path, monkeypatch):
-    from data_tools import dataset as module
+    from data_tools.dataset import dataset as module
 
     settings = config(tmp_path, "train.steps=2")
     key = build_stream(settings, open_sources(settings.data)).sample(5)["__key__"]

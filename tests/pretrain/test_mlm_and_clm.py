@@ -8,9 +8,10 @@ import torch
 from text_models import CAUSAL, FAMILIES, SIZES, make_encoder, make_tokenizer, packed_row
 
 from data_tools.__main__ import main as data_tools
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.stream import PackedStream, Stream
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import Stream
 from pretrain.config.load import build_config, load_config
 from pretrain.config.sections import TrainConfig
 from pretrain.encoders import encoder_class

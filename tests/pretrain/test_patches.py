@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import make_run, make_text_run
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from pretrain.__main__ import main
 from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_run import SMALL
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from pretrain.__main__ import main
 from pretrain.config.load import load_config
 from pretrain.config.show import describe_config

@@ -19,7 +19,7 @@ from pretrain.encoders.image.processor import open_image_processor
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 ONE_GREY_LEVEL = 1.01 / 255
 """The stock processor rounds bytes after resizing, and so do we; the two may round one level apart."""

@@ -21,7 +21,7 @@ from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.vit import xavier_uniform
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

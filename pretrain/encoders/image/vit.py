@@ -20,7 +20,7 @@ from pretrain.ops.patches import patchify
 from pretrain.ops.positions import interpolate_positions, sincos_positions
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 
 @dataclass(frozen=True)

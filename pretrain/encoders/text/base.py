@@ -30,7 +30,7 @@ from pretrain.encoders.text.tokenizer import (
 from pretrain.ops.attention import attention_mask, find_document_starts
 
 if TYPE_CHECKING:
-    from data_tools.dataset import Dataset
+    from data_tools.dataset.dataset import Dataset
 
 Pooling = Literal["mean", "first", "last"]
 """The mean over all tokens, or the first or last token alone. A small causal encoder knows little at its last token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.config.sections import TrainConfig

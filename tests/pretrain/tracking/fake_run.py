@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from data_tools.dataset import open_dataset
+from data_tools.dataset.open import open_dataset
 from pretrain.tracking import Tracker, TrackingConfig, WandbConfig
 from pretrain.tracking.metrics import FILE_NAME
 from pretrain.tracking.pictures import ImageGrid, Picture, TextExcerpt, TextExcerpts

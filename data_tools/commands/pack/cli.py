@@ -1,0 +1,120 @@
+"""python -m data_tools pack images|idx|jsonl|text"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from data_tools.commands.cli import Parser, add_processes, command, positive, print_manifest
+
+
+def add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="raw files to shards with a manifest",
+        description="Raw files to shards with a manifest. Resumes where it stopped; lists unusable files.",
+        epilog="example: python -m data_tools pack images photos/ shards/",
+    )
+    sources = pack.add_subparsers(required=True, metavar="SOURCE")
+    images = _pack_command(
+        sources,
+        "images",
+        _plan_images,
+        "a folder of images, one folder a class or not",
+        "images photos/ shards/",
+    )
+    images.add_argument("input", type=Path, help="folder with the images")
+    images.add_argument(
+        "--labels",
+        choices=["auto", "folder", "none"],
+        default="auto",
+        help="labels from folder names (default: auto)",
+    )
+    idx = _pack_command(
+        sources, "idx", _plan_idx, "images in an IDX file, as MNIST",
+        "idx train-images-idx3-ubyte.gz shards/ --labels train-labels-idx1-ubyte.gz",
+    )  # fmt: skip
+    idx.add_argument("input", type=Path, help="IDX file of images, .gz or not")
+    idx.add_argument("--labels", type=Path, help="IDX file of labels")
+    jsonl = _pack_command(
+        sources, "jsonl", _plan_jsonl, "JSON lines with a text field", "jsonl corpus.jsonl.gz shards/"
+    )
+    jsonl.add_argument("input", type=Path, nargs="+", help="files, .gz or not, or folders of them")
+    jsonl.add_argument("--text-field", default="text", help="which field is the text (default: text)")
+    text = _pack_command(
+        sources, "text", _plan_text, "plain text files", "text books/ shards/ --document paragraph"
+    )
+    text.add_argument("input", type=Path, nargs="+", help="files, .gz or not, or folders of them")
+    text.add_argument(
+        "--document",
+        choices=["file", "paragraph", "line"],
+        default="file",
+        help="what one sample is (default: file)",
+    )
+    text.add_argument("--encoding", default="utf-8", help="of the files (default: utf-8)")
+    for parser in (images, idx, jsonl, text):
+        add_output(parser)
+
+
+def _pack_command(sources: Any, name: str, plan: Callable[..., Any], help_: str, example: str) -> Parser:
+    parser = command(sources, name, run_pack, help_, example)
+    parser.epilog = f"example: python -m data_tools pack {example}"
+    parser.set_defaults(plan=plan)
+    return parser
+
+
+def add_output(parser: Parser) -> None:
+    parser.add_argument("output", type=Path, help="new folder for the shards")
+    parser.add_argument("--shard-mb", type=positive, default=64, help="size of a shard in MB (default: 64)")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="K/N", help="do part K of N only, as one task of a job array"
+    )
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="run on this Dask cluster, which must see the same folders"
+    )
+    add_processes(parser)
+
+
+def _plan_images(a: argparse.Namespace) -> Any:
+    from data_tools.commands.pack import image_folder
+
+    return image_folder.plan(a.input, a.shard_mb << 20, a.labels)
+
+
+def _plan_idx(a: argparse.Namespace) -> Any:
+    from data_tools.commands.pack import idx
+
+    return idx.plan(a.input, a.labels)
+
+
+def _plan_jsonl(a: argparse.Namespace) -> Any:
+    from data_tools.commands.pack import text
+
+    return text.plan_jsonl(a.input, a.shard_mb << 20, a.text_field)
+
+
+def _plan_text(a: argparse.Namespace) -> Any:
+    from data_tools.commands.pack import text
+
+    return text.plan_text(a.input, a.shard_mb << 20, a.document, a.encoding)
+
+
+def run_pack(a: argparse.Namespace) -> int:
+    from data_tools.commands.pack.engine import SKIPPED_NAME, pack
+    from data_tools.jobs import dask_executor, parse_part
+
+    source, part = a.plan(a), parse_part(a.shard)
+    with dask_executor(a.dask) if a.dask else nullcontext() as executor:
+        result = pack(source, a.output, a.shard_mb << 20, a.processes, part, executor)
+    if result.manifest is None:
+        print(f"part {a.shard} is done; the manifest is written by the part that finishes last")
+        return 0
+    print_manifest(a.output, result.manifest)
+    if result.skipped:
+        print(f"skipped {len(result.skipped)} unusable inputs, listed in {a.output / SKIPPED_NAME}:")
+        for name, reason in result.skipped[:5]:
+            print(f"  {name}: {reason}")
+    return 0

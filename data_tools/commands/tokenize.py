@@ -1,0 +1,90 @@
+"""Documents → token arrays: ``tokens.npy`` members, with their lengths in the sidecar."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_tools.commands.pack.engine import Packed, Skipped, Source
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.open import open_dataset
+from data_tools.decode.options import DecodeOptions
+from data_tools.errors import UserError
+from data_tools.tokenizer import load_tokenizer
+
+TOKENIZER_FOLDER = "tokenizer"
+BATCH = 256  # documents encoded together
+ENDS = {"end": ("", "<|endoftext|>"), "cls-sep": ("[CLS]", "[SEP]"), "none": ("", "")}
+
+
+def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep: list[str]) -> Source:
+    """One job a shard. ``ends``: "end" appends <|endoftext|>, "cls-sep" frames with [CLS] … [SEP], "none" neither.
+
+    ``keep``: extensions of other members to carry over, such as json or cls.
+    """
+    if "text" not in dataset.fields:
+        raise UserError(f"{data}: samples have {', '.join(dataset.fields)}, no text to tokenize")
+    folder = tokenizer.parent if tokenizer.is_file() else tokenizer
+    _end_ids(load_tokenizer(folder), ends)
+    files = {
+        f"{TOKENIZER_FOLDER}/{name}": folder / name
+        for name in ("tokenizer.json", "tokenizer_config.json")
+        if (folder / name).is_file()
+    }
+    about = {**dataset.manifest.about, "tokenizer": TOKENIZER_FOLDER, "document_ends": ends}
+    jobs = [[data, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
+    return Source(read, jobs, about, with_length=True, files=files, stamp=dataset.fingerprint)
+
+
+def _end_ids(tokenizer: Tokenizer, ends: str) -> tuple[list[int], list[int]]:
+    """(ids before, ids after) each document; raises UserError when the vocabulary lacks them."""
+    ids: list[list[int]] = []
+    for token in ENDS[ends]:
+        number = tokenizer.token_to_id(token) if token else None
+        if token and number is None:
+            raise UserError(
+                f"--ends {ends}: the tokenizer has no {token}; use --ends none or another tokenizer"
+            )
+        ids.append([] if number is None else [number])
+    return ids[0], ids[1]
+
+
+def read(job: list[Any]) -> Iterator[Packed | Skipped]:
+    data, shard, folder, ends, keep = job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    tokenizer = load_tokenizer(Path(folder))
+    before, after = _end_ids(tokenizer, ends)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    dataset = open_dataset(data, DecodeOptions(raw=True))
+    extension = open_dataset(data).fields["text"]
+    batch: list[tuple[str, str, dict[str, bytes]]] = []
+
+    def encode() -> Iterator[Packed]:
+        encoded = tokenizer.encode_batch([text for _, text, _ in batch], add_special_tokens=False)
+        for (key, _, kept), encoding in zip(batch, encoded, strict=True):
+            tokens = np.array(before + encoding.ids + after, dtype=dtype)
+            buffer = io.BytesIO()
+            np.save(buffer, tokens)
+            yield Packed(key, {"tokens.npy": buffer.getvalue(), **kept}, len(tokens))
+        batch.clear()
+
+    for number in range(int(dataset.manifest.counts[shard])):
+        try:
+            sample = dataset.read(shard, number)
+            text = str(sample[extension], "utf-8")
+        except (DamagedSampleError, KeyError, UnicodeDecodeError) as error:
+            yield Skipped(f"{dataset.manifest.urls[shard]} #{number}", f"{type(error).__name__}: {error}")
+            continue
+        batch.append(
+            (sample["__key__"], text, {name: bytes(sample[name]) for name in keep if name in sample})
+        )
+        if len(batch) == BATCH:
+            yield from encode()
+    yield from encode()

@@ -1,0 +1,1 @@
+"""A data set: whatever a user names, as samples by index."""

@@ -1,0 +1,50 @@
+"""What was damaged, where, and when that is too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from data_tools.errors import UserError
+
+
+class DamagedSampleError(ValueError):
+    """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone)."""
+
+    def __init__(self, shard: str, name: str, reason: str) -> None:
+        super().__init__(f"{shard}: sample {name}: {reason}")
+        self.shard, self.name, self.reason = shard, name, reason
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One sample that could not be read at ``position`` and was replaced."""
+
+    position: int
+    shard: str
+    name: str
+    reason: str
+
+
+class Ledger:
+    """Every substitution of a run, and the limit above which the run stops."""
+
+    def __init__(self, max_rate: float = 0.01, grace: int = 1000) -> None:
+        """``max_rate``: damaged / taken that is still accepted, once ``grace`` samples were taken."""
+        self.max_rate, self.grace = max_rate, grace
+        self.entries: list[Damage] = []
+        self.taken = 0
+
+    def add(self, damages: list[Damage], taken: int) -> None:
+        """Account for ``taken`` samples, ``damages`` of them replaced; raises UserError above the limit."""
+        self.taken += taken
+        self.entries += damages
+        if damages and len(self.entries) > self.max_rate * max(self.taken, self.grace):
+            worst = ", ".join(f"{shard} ({n})" for shard, n in self.worst_shards())
+            raise UserError(
+                f"{len(self.entries)} of {self.taken} samples are damaged (limit {self.max_rate:.2%}); worst shards:"
+                f" {worst}; last: {damages[-1].name}: {damages[-1].reason}; run `python -m data_tools verify`"
+            )
+
+    def worst_shards(self, count: int = 5) -> list[tuple[str, int]]:
+        return Counter(entry.shard for entry in self.entries).most_common(count)

@@ -1,0 +1,160 @@
+"""A data set: samples by index, in manifest order, from plain WebDataset tars read in place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.reader import Store
+from data_tools.decode.kinds import field_names
+from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.sample import Sample, decode_sample
+from data_tools.formats.manifest import Manifest
+from data_tools.formats.sidecar import Sidecar
+from data_tools.storage.prefetch import Needs
+
+log = logging.getLogger(__name__)
+
+Int64Array = NDArray[np.int64]
+
+
+class Dataset:
+    """Valid samples of a manifest, or of a selection of it, by index; see ``open_dataset``."""
+
+    def __init__(self, store: Store, options: DecodeOptions, indices: Int64Array | None = None) -> None:
+        self._store, self.options, self._indices = store, options, indices
+        ends = np.cumsum(store.manifest.counts)
+        self._starts = ends - store.manifest.counts  # first index of each shard, shape (shards,)
+        self._total = int(ends[-1]) if len(ends) else 0
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._store.manifest
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the manifest."""
+        return self._store.folder
+
+    def __len__(self) -> int:
+        return self._total if self._indices is None else len(self._indices)
+
+    @property
+    def fingerprint(self) -> str:
+        if self._indices is None:
+            return self.manifest.fingerprint
+        digest = hashlib.blake2b(bytes.fromhex(self.manifest.fingerprint), digest_size=16)
+        digest.update(self._indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Field → extension of what a sample may have, such as ``{"image": "png", "label": "cls"}``."""
+        return {name: extension for extension, name in field_names(self.manifest.extensions).items()}
+
+    @property
+    def counts(self) -> Int64Array:
+        """Samples in each stretch of indices that lies in one shard; sums to ``len(self)``."""
+        if self._indices is None:
+            return self.manifest.counts
+        shards, _ = self.locate(np.arange(len(self)))
+        if (np.diff(shards) < 0).any():
+            return np.array([len(self)], dtype=np.int64)
+        return np.bincount(shards, minlength=len(self.manifest.urls)).astype(np.int64)
+
+    @property
+    def sample_bytes(self) -> float:
+        """Mean bytes of a sample on disk."""
+        return float(self.manifest.bytes.sum()) / max(1, int(self.manifest.samples.sum()))
+
+    @property
+    def lengths(self) -> NDArray[np.uint32] | None:
+        """The length column (tokens, frames) of every sample, shape (len,), or None when it is not known."""
+        if not self.manifest.has_length:
+            return None
+        columns = []
+        for shard in range(len(self.manifest.urls)):
+            sidecar = self._store.sidecar(shard)
+            if sidecar.length is None:
+                return None
+            columns.append(sidecar.length[sidecar.valid != 0])
+        lengths = np.concatenate(columns)
+        return lengths if self._indices is None else lengths[self._indices]
+
+    def select(self, indices: Sequence[int] | Int64Array) -> Dataset:
+        """The samples at ``indices`` (any order, repeats allowed) as a data set with its own fingerprint."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise IndexError(f"indices must lie in [0, {len(self)}), got {chosen.min()} … {chosen.max()}")
+        if self._indices is not None:
+            chosen = self._indices[chosen]
+        return Dataset(self._store, self.options, chosen)
+
+    def with_options(self, options: DecodeOptions) -> Dataset:
+        """The same samples, decoded with other options."""
+        return Dataset(self._store, options, self._indices)
+
+    def locate(self, indices: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(shard, number within the shard's valid samples) of each index, shapes (n,)."""
+        if self._indices is not None:
+            indices = self._indices[indices]
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        return shards, indices - self._starts[shards]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} samples")
+        shards, numbers = self.locate(np.array([index % len(self)], dtype=np.int64))
+        return self.read(int(shards[0]), int(numbers[0]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for start in range(0, len(self), 4096):
+            shards, numbers = self.locate(np.arange(start, min(start + 4096, len(self))))
+            for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
+                yield self.read(shard, number)
+
+    def keys(self) -> Iterator[str]:
+        """The key of every sample, in manifest order; one that cannot be read goes by its row."""
+        for start in range(0, len(self), 4096):
+            shards, numbers = self.locate(np.arange(start, min(start + 4096, len(self))))
+            for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
+                try:
+                    yield self._store.read(shard, number)[0]
+                except DamagedSampleError as error:
+                    yield error.name
+
+    def valid_sidecar(self, shard: int) -> Sidecar:
+        """The sidecar's rows of valid samples only, whatever is selected."""
+        sidecar = self._store.sidecar(shard)
+        return sidecar.take(sidecar.valid != 0)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any shard has to be fetched."""
+        return self._store.remote
+
+    def use_segments(self, samples: int) -> None:
+        """Fetch so many consecutive samples at once from remote shards."""
+        self._store.use_segments(samples)
+
+    def segments(self, indices: Int64Array, positions: Int64Array) -> Needs:
+        """The segments that samples at ``indices`` lie in, each with the position (n,) that needs it."""
+        shards, numbers = self.locate(indices)
+        for shard, number, position in zip(
+            shards.tolist(), numbers.tolist(), positions.tolist(), strict=True
+        ):
+            yield self._store.cache(), self._store.segment(shard, number), position
+
+    def read(self, shard: int, number: int) -> Sample:
+        """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError."""
+        key, members = self._store.read(shard, number)
+        try:
+            return decode_sample(key, members, self.options)
+        except DecodeError as error:
+            raise DamagedSampleError(self.manifest.urls[shard], key, str(error)) from None

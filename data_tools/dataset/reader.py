@@ -1,0 +1,151 @@
+"""Bytes of a sample, from shards on this machine or elsewhere, compared with what the sidecar says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset.damage import DamagedSampleError
+from data_tools.errors import UserError
+from data_tools.formats import tar
+from data_tools.formats.manifest import Manifest
+from data_tools.formats.sidecar import Sidecar, read_sidecar
+from data_tools.order.shuffle import CHUNK_BYTES
+from data_tools.storage.atomic import write_atomically
+from data_tools.storage.cache_folder import cache_folder
+from data_tools.storage.checksum import crc32
+from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.objects import MissingError, is_remote, read_all
+from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
+
+Int64Array = NDArray[np.int64]
+
+
+class Store:
+    """Shards and sidecars of one manifest; shared by a data set and its subsets."""
+
+    def __init__(self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions) -> None:
+        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``."""
+        self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
+        self.remote = bool(base) or any(is_remote(url) for url in manifest.urls)
+        self.segment_samples = max(
+            1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
+        )
+        self._cache: SegmentCache | None = None
+        self._prefix = f"{folder}/"
+        # pread, not a memory map of the shard: it frees the GIL while the disk works, and a file cut short gives
+        # fewer bytes instead of SIGBUS.
+        self._files = Recent(OpenFile, 256)
+        self._sidecars = Recent(self._read_sidecar, 1024)
+        self._valid_rows = Recent(self._find_valid_rows, 1024)
+
+    def location(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        url = self.manifest.urls[shard]
+        if is_remote(url):
+            return url
+        if self.base:
+            return f"{self.base}/{url}"
+        return url if url.startswith("/") else f"{self._prefix}{url}"
+
+    def _read_sidecar(self, shard: int) -> Sidecar:
+        name = self.manifest.sidecar_name(shard)
+        if self.base:
+            self._copy_sidecar(shard, name)
+        sidecar = read_sidecar(self.folder / name)
+        if len(sidecar) != self.manifest.samples[shard] or sidecar.bad != self.manifest.bad[shard]:
+            raise UserError(
+                f"{self.manifest.urls[shard]}: its sidecar has {len(sidecar)} samples ({sidecar.bad} bad), the manifest"
+                f" says {self.manifest.samples[shard]} ({self.manifest.bad[shard]}); run `python -m data_tools index`"
+            )
+        return sidecar
+
+    def _copy_sidecar(self, shard: int, name: str) -> None:
+        """Fetch a sidecar unless the copy here is the one that the manifest means."""
+        path, expected = self.folder / name, int(self.manifest.checksums[shard])
+        if path.exists() and crc32(path.read_bytes()) == expected:
+            return
+        try:
+            data = read_all(f"{self.base}/{name}", self.fetching.retry)
+        except MissingError as error:
+            raise UserError(
+                f"{error}: the sidecar is missing; run `python -m data_tools index` there"
+            ) from None
+        if crc32(data) != expected:
+            raise UserError(
+                f"{self.base}/{name}: not the sidecar that the manifest means; index the shards again"
+            )
+        write_atomically(path, data)
+
+    def cache(self) -> SegmentCache:
+        """The node's cache of remote segments, as large as they are now."""
+        if self._cache is None:
+            name = f"{self.manifest.fingerprint}-{self.segment_samples}"
+            self._cache = SegmentCache(cache_folder() / "segments" / name, self.location, self.fetching)
+        return self._cache
+
+    def use_segments(self, samples: int) -> None:
+        """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read."""
+        if samples > 1 and samples != self.segment_samples:
+            self.segment_samples, self._cache = samples, None
+
+    def segment(self, shard: int, number: int) -> Segment:
+        """The segment of the ``number``-th valid sample of a shard."""
+        which, sidecar = number // self.segment_samples, self.sidecar(shard)
+        first = self.row(shard, which * self.segment_samples)
+        last = self.row(shard, min((which + 1) * self.segment_samples, int(self.manifest.counts[shard])) - 1)
+        start = int(sidecar.offset[first])
+        return Segment(shard, which, start, int(sidecar.offset[last]) + int(sidecar.size[last]) - start)
+
+    def _find_valid_rows(self, shard: int) -> Int64Array:
+        return np.flatnonzero(self.sidecar(shard).valid)
+
+    def sidecar(self, shard: int) -> Sidecar:
+        found: Sidecar = self._sidecars(shard)
+        return found
+
+    def row(self, shard: int, number: int) -> int:
+        """Row in the sidecar of the ``number``-th valid sample of a shard."""
+        return int(self._valid_rows(shard)[number]) if self.manifest.bad[shard] else number
+
+    def read(self, shard: int, number: int) -> tuple[str, dict[str, memoryview]]:
+        """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError."""
+        if not self.remote:
+            return self._parse(shard, number, self._read_local)
+        try:
+            return self._parse(shard, number, self._read_remote)
+        except DamagedSampleError:  # perhaps damaged on its way, or on this node's disk: fetched once more
+            self.cache().drop(self.segment(shard, number))
+            return self._parse(shard, number, self._read_remote)
+
+    def _read_local(self, shard: int, _: int, offset: int, size: int) -> bytes:
+        data: bytes = self._files(self.location(shard)).read(size, offset)
+        return data
+
+    def _read_remote(self, shard: int, number: int, offset: int, size: int) -> bytes:
+        return self.cache().read(self.segment(shard, number), offset, size)
+
+    def _parse(
+        self, shard: int, number: int, read: Callable[[int, int, int, int], bytes]
+    ) -> tuple[str, dict[str, memoryview]]:
+        sidecar, row, url = self.sidecar(shard), self.row(shard, number), self.manifest.urls[shard]
+        size = int(sidecar.size[row])
+        try:
+            raw = read(shard, number, int(sidecar.offset[row]), size)
+        except OSError as error:
+            reason = str(error) if isinstance(error, MissingError) else f"cannot be read ({error.strerror})"
+            raise DamagedSampleError(url, f"#{row}", reason) from None
+        if len(raw) != size:
+            raise DamagedSampleError(url, f"#{row}", f"cut: {len(raw)} of {size} bytes")
+        compared = sidecar.crc is not None and self.fetching.checksums
+        intact = compared and crc32(raw) == sidecar.crc[row]  # type: ignore[index]
+        try:
+            key, members = tar.sample_members(raw, check=not intact)
+        except tar.TarError as error:
+            raise DamagedSampleError(url, f"#{row}", str(error)) from None
+        if compared and not intact:
+            raise DamagedSampleError(url, key, "checksum does not match")
+        return key, members

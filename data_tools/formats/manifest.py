@@ -1,0 +1,144 @@
+"""The manifest (one JSON beside the shards) and the sidecar (one flat binary a shard): where every sample lies.
+
+``manifest.json`` is also a valid wids index: ``shardlist`` with ``url`` and ``nsamples``. Sidecar: magic, header
+length u32, JSON header, then columns of n little-endian values each: ``offset`` u64 and ``size`` u32 (bytes of the
+whole sample, tar headers included), ``valid`` u8, and where known ``crc`` u32 (CRC-32 of those bytes; tar has no
+payload checksum) and ``length`` u32 (tokens, audio frames, video frames).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import UserError
+from data_tools.storage.atomic import write_atomically
+
+MANIFEST_NAME = "manifest.json"
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One entry of the manifest: ``samples`` counts bad ones too; ``checksum`` is the CRC-32 of the sidecar."""
+
+    url: str
+    samples: int
+    bad: int
+    bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a data set, in columns so that 10⁵ of them are small."""
+
+    urls: list[str]
+    samples: NDArray[np.int64]  # (shards,), bad ones included
+    bad: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    checksums: NDArray[np.uint32]
+    extensions: tuple[str, ...]
+    has_length: bool = False
+    about: dict[str, Any] = field(default_factory=dict)  # licence, source, tokenizer folder …
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Valid samples of each shard, the ones that have positions."""
+        return self.samples - self.bad
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits over every shard's name, size, and sidecar: where the data lie does not matter."""
+        digest = hashlib.blake2b(digest_size=16)
+        for url in self.urls:
+            digest.update(url.rsplit("/", 1)[-1].encode() + b"\0")
+        for column in (self.samples, self.bad, self.bytes, self.checksums.astype(np.int64)):
+            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def sidecar_name(self, shard: int) -> str:
+        """Path of a sidecar within the manifest's folder: beside the shard, or by number for shards elsewhere."""
+        url = self.urls[shard]
+        elsewhere = "://" in url or Path(url).is_absolute() or ".." in Path(url).parts
+        return f"{shard:08d}.sidecar" if elsewhere else f"{url}.sidecar"
+
+
+def make_manifest(
+    shards: list[Shard],
+    extensions: tuple[str, ...],
+    has_length: bool = False,
+    about: dict[str, Any] | None = None,
+) -> Manifest:
+    return Manifest(
+        urls=[s.url for s in shards],
+        samples=np.array([s.samples for s in shards], dtype=np.int64),
+        bad=np.array([s.bad for s in shards], dtype=np.int64),
+        bytes=np.array([s.bytes for s in shards], dtype=np.int64),
+        checksums=np.array([s.checksum for s in shards], dtype=np.uint32),
+        extensions=extensions,
+        has_length=has_length,
+        about=about or {},
+    )
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``manifest.json`` atomically, one shard a line."""
+    head = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "manifest_version": MANIFEST_VERSION,
+        "fingerprint": manifest.fingerprint,
+        "extensions": list(manifest.extensions),
+        "has_length": manifest.has_length,
+        "about": manifest.about,
+    }
+    lines = [
+        json.dumps({"url": u, "nsamples": int(n), "bad": int(b), "filesize": int(s), "checksum": int(c)})
+        for u, n, b, s, c in zip(
+            manifest.urls, manifest.samples, manifest.bad, manifest.bytes, manifest.checksums, strict=True
+        )
+    ]
+    text = json.dumps(head, indent=1)[:-2] + ',\n "shardlist": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+    write_atomically(folder / MANIFEST_NAME, text.encode())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; raises UserError when it is not one."""
+    urls: list[str] = []
+    rows = array("q")
+
+    def keep(entry: dict[str, Any]) -> dict[str, Any] | None:
+        """Called as each JSON object closes: a shard's dictionary is dropped before the next one is read."""
+        if "url" not in entry or "nsamples" not in entry:
+            return entry
+        urls.append(str(entry["url"]))
+        rows.extend(int(entry.get(name, 0)) for name in ("nsamples", "bad", "filesize", "checksum"))
+        return None
+
+    try:
+        head = json.loads(path.read_bytes(), object_hook=keep)
+        table = np.frombuffer(rows, dtype=np.int64).reshape(-1, 4)
+        if head.get("manifest_version") != MANIFEST_VERSION:
+            raise ValueError(f"manifest_version {head.get('manifest_version')} is not {MANIFEST_VERSION}")
+        samples, bad, sizes, checksums = (np.ascontiguousarray(table[:, i]) for i in range(4))
+        return Manifest(
+            urls, samples, bad, sizes, checksums.astype(np.uint32),
+            tuple(head["extensions"]), bool(head["has_length"]), dict(head["about"]),
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: there is no manifest; write one with `python -m data_tools index`"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a manifest of this version ({error}); run `python -m data_tools index`"
+        ) from None

@@ -1,0 +1,79 @@
+"""The sidecar, one flat binary a shard: where every sample lies, whether it is valid, its checksum and length."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import UserError
+from data_tools.storage.checksum import crc32
+
+_MAGIC = b"MSQIDX1\n"
+
+_DTYPES = {"offset": "<u8", "size": "<u4", "valid": "|u1", "crc": "<u4", "length": "<u4"}
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Columns of one shard, all of shape (n,); ``crc`` and ``length`` may be unknown."""
+
+    offset: NDArray[np.uint64]
+    size: NDArray[np.uint32]
+    valid: NDArray[np.uint8]
+    crc: NDArray[np.uint32] | None = None
+    length: NDArray[np.uint32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @property
+    def bad(self) -> int:
+        return int(len(self) - np.count_nonzero(self.valid))
+
+    def take(self, chosen: NDArray[np.bool_]) -> Sidecar:
+        """The rows where ``chosen`` (n,) is true."""
+        taken: dict[str, Any] = {}
+        for name in _DTYPES:
+            column = getattr(self, name)
+            taken[name] = None if column is None else column[chosen]
+        return Sidecar(**taken)
+
+    def to_bytes(self) -> bytes:
+        columns = {name: getattr(self, name) for name in _DTYPES if getattr(self, name) is not None}
+        body = b"".join(np.ascontiguousarray(v, dtype=_DTYPES[name]).tobytes() for name, v in columns.items())
+        header = json.dumps({"samples": len(self), "columns": list(columns), "crc": crc32(body)}).encode()
+        header += b" " * (-(len(_MAGIC) + 4 + len(header)) % 8)  # the u64 column starts on 8 bytes
+        return _MAGIC + len(header).to_bytes(4, "little") + header + body
+
+
+def read_sidecar(path: Path, check: bool = False) -> Sidecar:
+    """Memory-mapped columns; ``check`` compares the CRC of the whole. Raises UserError when it is not whole."""
+    remedy = f"rebuild it with `python -m data_tools index {path.parent}`"
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("not a sidecar")
+        start = len(_MAGIC) + 4
+        body = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header = json.loads(data[start:body])
+        n, names = int(header["samples"]), header["columns"]
+        if len(data) != body + n * sum(np.dtype(_DTYPES[name]).itemsize for name in names):
+            raise ValueError(f"{len(data)} bytes do not hold {n} samples")
+        if check and crc32(memoryview(data)[body:]) != header["crc"]:
+            raise ValueError("checksum does not match")
+    except FileNotFoundError:
+        raise UserError(f"{path}: the sidecar is missing; {remedy}") from None
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: damaged sidecar ({error}); {remedy}") from None
+    columns = {}
+    for name in names:
+        columns[name] = np.frombuffer(data, dtype=_DTYPES[name], count=n, offset=body)
+        body += columns[name].nbytes
+    return Sidecar(**columns)

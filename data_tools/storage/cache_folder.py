@@ -1,0 +1,44 @@
+"""The cache folder ($MASQUERADE_CACHE or ~/.cache/masquerade), and what is built in it once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_tools.errors import UserError
+
+
+def cache_folder() -> Path:
+    chosen = os.environ.get("MASQUERADE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "masquerade"
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """``folder``, filled by ``build(temporary folder)`` unless it exists; it appears whole or not at all.
+
+    Several processes may do so at once: the first to finish wins, the others drop their copy.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"{cache_folder()}: the cache cannot be written ({error.strerror}); "
+            "set MASQUERADE_CACHE to a folder that can"
+        ) from None
+    try:
+        build(temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,252 @@
+"""Remote shards through a bounded cache on this node's disk: whole segments, fetched ahead of their use.
+
+A segment is a run of consecutive samples of a shard, the chunk of the order where there are chunks. All processes of
+a node share the cache: files appear by atomic rename, a lock file lets one process fetch what others wait for, and
+the modification time of a cached file is the position of its next known use, so that any process can evict what is
+needed last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import UserError
+from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole
+
+log = logging.getLogger(__name__)
+
+Int64Array = NDArray[np.int64]
+
+CACHE_BYTES = 16 << 30
+
+IN_FLIGHT = 32  # segments being fetched or waiting for a thread: 256 MB at 8 MB each
+
+FETCH_THREADS = 8
+
+LOCKS = 256
+
+_NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """``cache_bytes``: what this node keeps of a remote data set; ``retry``: how long an outage is waited for;
+    ``checksums``: compare each sample's CRC, where the sidecar has it, each time it is read."""
+
+    cache_bytes: int = CACHE_BYTES
+    retry: Retry = Retry()
+    checksums: bool = True
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes [start, start + size) of shard ``shard``; ``number`` counts segments of the shard."""
+
+    shard: int
+    number: int
+    start: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard:08d}-{self.number:06d}"
+
+
+class SegmentCache:
+    """Segments of one data set on local disk, at most ``capacity`` bytes unless one alone is larger."""
+
+    def __init__(self, folder: Path, url_of: Callable[[int], str], options: FetchOptions) -> None:
+        self.folder, self.url_of = folder, url_of
+        self.capacity, self.retry = options.cache_bytes, options.retry
+        self.fetched = self.hits = 0  # segments
+        folder.mkdir(parents=True, exist_ok=True)
+        self._start()
+
+    def _start(self) -> None:
+        self._files = Recent(OpenFile, 256)
+        self._whole: set[int] = set()  # shards of servers that ignore ranges
+        self._short: OrderedDict[str, bytes] = OrderedDict()  # segments whose server sent less than promised
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: dict[str, tuple[int, int]] = {}  # on their way: name → (bytes, position of next use)
+        self._next_use: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {
+            name: getattr(self, name) for name in ("folder", "url_of", "capacity", "retry", "fetched", "hits")
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def read(self, segment: Segment, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of the shard, which lie in ``segment``; fewer where the data end."""
+        short = self._short.get(segment.name)
+        if short is not None:
+            return short[offset - segment.start : offset - segment.start + size]
+        for _ in range(3):  # evicted between fetching and opening: fetched again
+            path, begin = self._ensure(segment)
+            if path is None:
+                return self.read(segment, offset, size)
+            try:
+                data: bytes = self._files(str(path)).read(size, offset - begin)
+                return data
+            except FileNotFoundError:
+                continue
+        raise UserError(f"{self.folder}: the cache of {self.capacity} bytes is too small; give it more room")
+
+    def _ensure(self, segment: Segment) -> tuple[Path | None, int]:
+        """(file that holds the segment, offset in the shard where it begins); None where it is kept in memory."""
+        if segment.shard in self._whole:
+            return self._ensure_whole(segment.shard), 0
+        path = self.folder / segment.name
+        if path.exists():
+            self.hits += 1
+            return path, segment.start
+        try:
+            return (path if self._fetch(segment, path) else None), segment.start
+        except NoRangesError:
+            log.warning(
+                "%s ignores ranges: whole shards are fetched", self.url_of(segment.shard).split("?")[0]
+            )
+            self._whole.add(segment.shard)
+            return self._ensure_whole(segment.shard), 0
+
+    def _fetch(self, segment: Segment, path: Path) -> bool:
+        """Fetch a segment unless another process just did; False when it is short and therefore not kept."""
+        with self._locked(segment.name):
+            if path.exists():
+                return True
+            data = read_range(self.url_of(segment.shard), segment.start, segment.size, self.retry)
+            self.fetched += 1
+            if len(data) < segment.size:
+                self._short[segment.name] = data
+                if len(self._short) > 64:
+                    self._short.popitem(last=False)
+                return False
+            partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+            partial.write_bytes(data)
+            os.utime(partial, (0, self._next_use.get(segment.name, _NEVER)))
+            self._admit(partial, path)
+        return True
+
+    def _ensure_whole(self, shard: int) -> Path:
+        path = self.folder / f"{shard:08d}-whole"
+        if not path.exists():
+            with self._locked(path.name):
+                if not path.exists():
+                    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+                    try:
+                        read_whole(self.url_of(shard), partial, self.retry)
+                        self._admit(partial, path)
+                        self.fetched += 1
+                    finally:
+                        partial.unlink(missing_ok=True)
+        return path
+
+    def drop(self, segment: Segment) -> None:
+        """Forget a segment whose bytes turned out to be damaged, so that it is fetched once more."""
+        self._short.pop(segment.name, None)
+        for path in (self.folder / segment.name, self.folder / f"{segment.shard:08d}-whole"):
+            path.unlink(missing_ok=True)
+            self._files.forget(str(path))
+
+    def expect(self, segment: Segment, position: int) -> bool:
+        """Say that a segment will be used at a position, and fetch it in the background if it is not there.
+
+        False when too much is on its way, or needed sooner: say it again later.
+        """
+        self._next_use[segment.name] = position = min(position, _NEVER)
+        with suppress(FileNotFoundError):
+            os.utime(self.folder / segment.name, (0, position))
+            return True
+        if segment.shard in self._whole:
+            return True
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+            if segment.name in self._coming:
+                return True
+            if len(self._coming) >= IN_FLIGHT or not self._room(segment.size, position):
+                return False
+            self._coming[segment.name] = segment.size, position
+        self._pool.submit(self._fetch_ahead, segment)
+        return True
+
+    def _fetch_ahead(self, segment: Segment) -> None:
+        # whoever needs the segment will try again, and tell
+        with suppress(UserError, OSError):
+            self._fetch(segment, self.folder / segment.name)
+        with self._lock:
+            del self._coming[segment.name]
+
+    def finished(self, segment: Segment) -> None:
+        """Say that a segment has no known use left."""
+        self._next_use.pop(segment.name, None)
+        with suppress(FileNotFoundError):
+            os.utime(self.folder / segment.name, (0, _NEVER))
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """(next use, bytes, path) of what is cached."""
+        entries = []
+        with os.scandir(self.folder) as files:
+            for file in files:
+                if not file.name.startswith("."):
+                    try:
+                        status = file.stat()
+                    except FileNotFoundError:
+                        continue
+                    entries.append((status.st_mtime, status.st_size, Path(file.path)))
+        return entries
+
+    def _room(self, size: int, position: int) -> bool:
+        """Whether ``size`` more bytes fit if only what is needed after ``position`` is evicted."""
+        sooner = sum(bytes_ for next_use, bytes_, _ in self._entries() if next_use <= position)
+        sooner += sum(bytes_ for bytes_, next_use in self._coming.values() if next_use <= position)
+        return sooner + size <= self.capacity
+
+    def _admit(self, partial: Path, path: Path) -> None:
+        """Give a fetched file its name, after evicting what is needed last until it fits."""
+        size = partial.stat().st_size
+        with self._locked("room"):
+            entries = sorted(self._entries(), reverse=True)
+            total = sum(bytes_ for _, bytes_, _ in entries)
+            for _, bytes_, old in entries:
+                if total + size <= self.capacity:
+                    break
+                old.unlink(missing_ok=True)
+                self._files.forget(str(old))
+                total -= bytes_
+            partial.replace(path)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Exclusive among the threads and processes of the node; a killed process lets go by dying."""
+        # a few lock files for all names; "room" has one to itself, as it is taken while another is held
+        slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
+        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None

@@ -1,0 +1,240 @@
+"""Positions → batches on the host: the same for any number of workers, threads or processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_tools.dataset.damage import Damage, Ledger
+from data_tools.decode.sample import Sample
+from data_tools.errors import UserError
+from data_tools.order.batch_sizes import BatchSizes
+from data_tools.storage.prefetch import ReadAhead
+from data_tools.stream.collate import Collate, collate
+from data_tools.stream.mixed import Mixture
+from data_tools.stream.process_workers import ProcessPool
+from data_tools.stream.randomness import sample_rng
+
+Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
+
+Int64Array = NDArray[np.int64]
+
+AHEAD = 2  # micro-batches in preparation for each worker
+
+
+class SampleStream(Protocol):
+    """What a loader needs of Stream, PackedStream and Mixture."""
+
+    samples_per_epoch: int
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def read_ahead(self) -> ReadAhead | None: ...
+    def shards(self, positions: Int64Array) -> list[list[str]]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One global batch's share of this rank: positions [position, position + global batch size)."""
+
+    position: int
+    epoch: int
+    micro_batches: list[dict[str, Tensor]]
+    keys: list[list[str]]
+    damages: list[Damage] = field(default_factory=list)
+
+
+_MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
+
+Pool = TypeVar("Pool", ThreadPoolExecutor, ProcessPool)
+
+
+def pin(made: _MicroBatch) -> _MicroBatch:
+    """The micro-batch in page-locked memory, which a copy to the device does not wait for; a copy itself."""
+    batch, keys, damages = made
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}, keys, damages
+
+
+def make_micro_batch(
+    stream: SampleStream, transform: Transform, seed: int, positions: Int64Array, collate: Collate = collate
+) -> _MicroBatch:
+    """Read, transform and collate the samples at ``positions``."""
+    examples, keys, damages = [], [], []
+    for sample in stream.samples(positions):
+        key = sample["__key__"]
+        keys.append(key)
+        damages += sample.get("__damage__", ())
+        examples.append(make_example(sample, transform, seed))
+    return collate(examples), keys, damages
+
+
+def make_example(sample: Sample, transform: Transform, seed: int) -> dict[str, Any]:
+    """Transform a sample; an error that the transform raises gets a note that names the sample."""
+    key = sample["__key__"]
+    try:
+        return transform(sample, sample_rng(seed, sample["__epoch__"], key))
+    except Exception as error:
+        error.add_note(f"while the sample {key!r} was transformed")
+        raise
+
+
+class Loader:
+    """Endless steps of a stream for one rank of ``world_size``.
+
+    Step t of a run holds positions [tB, (t + 1)B) for the global batch size B; rank r takes those ≡ r (mod world
+    size), in micro-batches. ``workers`` prepare them ahead, threads or processes; 0 prepares them in the caller's
+    thread when they are taken. ``pin_memory`` page-locks them, in a worker thread where there are workers.
+    ``batch_size_warmup`` holds stages (global batch size, steps) that come before B.
+    ``collate`` makes a batch of what ``transform`` returned.
+    """
+
+    def __init__(
+        self, stream: SampleStream, transform: Transform, seed: int = 0, global_batch_size: int = 256,
+        micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1, workers: int = 0,
+        worker_kind: str = "thread", start: int = 0, pin_memory: bool = False, max_damage_rate: float = 0.01,
+        batch_size_warmup: Sequence[tuple[int, int]] = (), collate: Collate = collate,
+    ) -> None:  # fmt: skip
+        self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
+        self.micro_batch_size = micro_batch_size or global_batch_size // world_size
+        for size in self.batch_sizes.all:
+            if size < 1 or size % world_size:
+                raise UserError(
+                    f"global_batch_size={size}: {world_size} ranks do not divide it; use a multiple of {world_size}"
+                )
+            share = size // world_size
+            if self.micro_batch_size < 1 or share % min(share, self.micro_batch_size):
+                raise UserError(
+                    f"micro_batch_size={self.micro_batch_size}: does not divide the {share} samples of a rank"
+                    f" (global_batch_size={size} over {world_size} ranks); use a divisor of {share}"
+                )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank={rank}: must lie in [0, {world_size})")
+        if worker_kind not in ("thread", "process"):
+            raise UserError(f"worker_kind={worker_kind!r}: must be 'thread' or 'process'")
+        self.stream, self.transform, self.seed, self.collate = stream, transform, seed, collate
+        self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
+        self.workers, self.worker_kind, self.pin_memory = workers, worker_kind, pin_memory
+        self.position = start
+        self.ledger = Ledger(max_damage_rate)
+        self._pools = ExitStack()
+        self._stale = False  # what was prepared ahead is no longer what is wanted
+
+    def _mine(self, position: int) -> Int64Array:
+        """This rank's positions of the step at ``position``, shape (global batch size / world_size,)."""
+        first = position + (self.rank - position) % self.world_size
+        return np.arange(first, self._next(position), self.world_size, dtype=np.int64)
+
+    def _next(self, position: int) -> int:
+        """Where the step after the one at ``position`` starts."""
+        return position + self.batch_sizes.at(position)
+
+    def micro_positions(self, position: int) -> list[Int64Array]:
+        """This rank's positions of the step at ``position``, micro-batch by micro-batch."""
+        mine = self._mine(position)
+        return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
+
+    def __iter__(self) -> Iterator[Step]:
+        """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
+        reader = self.stream.read_ahead()
+
+        def advance() -> None:
+            if reader is not None:
+                reader.advance(self.position, self._next, self._mine)
+
+        if self.workers == 0:
+            while True:
+                advance()
+                parts = self.micro_positions(self.position)
+                yield self._step([self._make(positions) for positions in parts])
+        submit = self._start_pool()
+        pending: deque[list[Future[_MicroBatch]]] = deque()
+        ahead = self.position
+        try:
+            while True:
+                advance()
+                if self._stale:
+                    submit, ahead, self._stale = self._start_pool(), self.position, False
+                    pending.clear()
+                while len(pending) < 2 or sum(map(len, pending)) < AHEAD * self.workers:
+                    pending.append([submit(p) for p in self.micro_positions(ahead)])
+                    ahead = self._next(ahead)
+                yield self._step([future.result() for future in pending.popleft()])
+        finally:
+            self.close()
+
+    def _start_pool(self) -> Callable[[Int64Array], Future[_MicroBatch]]:
+        """Start the workers; what is returned has a micro-batch made by one of them."""
+        self.close()
+        if self.worker_kind == "thread":
+            threads = self._open(ThreadPoolExecutor(self.workers, thread_name_prefix="data"))
+            return lambda positions: threads.submit(self._make, positions)
+        work = partial(make_micro_batch, self.stream, self.transform, self.seed, collate=self.collate)
+        processes = self._open(ProcessPool(self.workers, work))
+        if not self.pin_memory:
+            return processes.do
+        pinner = self._open(ThreadPoolExecutor(1, thread_name_prefix="pin"))
+
+        def submit(positions: Int64Array) -> Future[_MicroBatch]:
+            made: Future[_MicroBatch] = processes.do(positions)
+            return pinner.submit(lambda: pin(made.result()))
+
+        return submit
+
+    def _open(self, pool: Pool) -> Pool:
+        self._pools.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
+
+    def _make(self, positions: Int64Array) -> _MicroBatch:
+        made = make_micro_batch(self.stream, self.transform, self.seed, positions, self.collate)
+        return pin(made) if self.pin_memory else made
+
+    def _step(self, parts: list[_MicroBatch]) -> Step:
+        damages = [damage for _, _, found in parts for damage in found]
+        self.ledger.add(damages, sum(len(keys) for _, keys, _ in parts))
+        position = self.position
+        self.position = self._next(position)
+        epoch = position // self.stream.samples_per_epoch
+        return Step(
+            position, epoch, [batch for batch, _, _ in parts], [keys for _, keys, _ in parts], damages
+        )
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change a mixture's weights from the next step on; all ranks must do so at the same step."""
+        if not isinstance(self.stream, Mixture):
+            raise UserError("weights: this stream is no mixture; give the loader a Mixture")
+        self.stream.set_weights(weights, self.position)
+        self._stale = True
+
+    def close(self) -> None:
+        """Stop the workers; what they prepared ahead is dropped."""
+        self._pools.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the steps taken so far, and what the stream's order depends on."""
+        return {"position": self.position, **self.stream.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
+        if isinstance(self.stream, Mixture):
+            self.stream.adopt(state)
+        here = self.stream.state()
+        differing = [
+            f"{name} was {state.get(name)!r}, is {value!r}"
+            for name, value in here.items()
+            if state.get(name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"the data stream is not the one of the saved state: {'; '.join(differing)}; use the same data and"
+                " settings, or start a new run"
+            )
+        self.position = int(state["position"])

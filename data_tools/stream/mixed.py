@@ -1,0 +1,133 @@
+"""Several streams as one: in every window of positions each source has its share, in a keyed order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.decode.sample import Sample
+from data_tools.errors import UserError
+from data_tools.order.mixture import WINDOW, MixingOrder
+from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.stream.packed import PackedStream
+from data_tools.stream.samples import AHEAD, Stream
+
+Int64Array = NDArray[np.int64]
+
+History = list[tuple[int, dict[str, float]]]  # (from this position on, weights)
+
+
+class Mixture:
+    """Streams mixed by weight; a sample says where it is from in ``__source__`` and in its key.
+
+    ``by``: "sample", or "token" to make the weights shares of tokens (needs lengths, or packed rows).
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream | PackedStream],
+        weights: Mapping[str, float],
+        seed: int = 0,
+        by: str = "sample",
+    ) -> None:
+        if not streams:
+            raise UserError("a mixture needs at least one stream")
+        if by not in ("sample", "token"):
+            raise UserError(f"by={by!r}: must be 'sample' or 'token'")
+        self.streams, self.seed, self.by = dict(streams), seed, by
+        self._tokens = np.array(
+            [_mean_tokens(name, s) if by == "token" else 1.0 for name, s in streams.items()]
+        )
+        self.samples_per_epoch = sum(stream.samples_per_epoch for stream in streams.values())
+        self.history: History = []
+        self.set_weights(weights, 0)
+
+    def set_weights(self, weights: Mapping[str, float], position: int) -> None:
+        """Mix by ``weights`` from ``position`` on; what was before stays as it was."""
+        if (
+            set(weights) != set(self.streams)
+            or not all(w >= 0 for w in weights.values())
+            or not sum(weights.values())
+        ):
+            raise UserError(f"weights {dict(weights)}: must be ≥ 0, not all 0, for {', '.join(self.streams)}")
+        if self.history and position < self.history[-1][0]:
+            raise UserError(
+                f"weights were set at position {self.history[-1][0]} already; {position} is before that"
+            )
+        kept = [entry for entry in self.history if entry[0] < position]
+        self._use_history([*kept, (position, {name: float(weights[name]) for name in self.streams})])
+
+    def _use_history(self, history: History) -> None:
+        self.history = history
+        shares = [(start, np.array(list(weights.values())) / self._tokens) for start, weights in history]
+        self.order = MixingOrder(shares, self.seed)
+
+    def sample(self, position: int) -> Sample:
+        return next(self.samples(np.array([position], dtype=np.int64)))
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        sources, inner = self.order.locate(positions)
+        names = list(self.streams)
+        readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
+        for position, source in zip(positions.tolist(), sources.tolist(), strict=True):
+            sample = next(readers[source])
+            sample["__source__"] = names[source]
+            sample["__key__"] = f"{names[source]}/{sample['__key__']}"
+            if "__damage__" in sample:
+                sample["__damage__"] = [
+                    dataclasses.replace(d, position=position) for d in sample["__damage__"]
+                ]
+            yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        remote = any(stream.dataset.remote for stream in self.streams.values())
+        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if remote else None
+
+    def needs(self, positions: Int64Array) -> Needs:
+        sources, inner = self.order.locate(positions)
+        found = []
+        for s, stream in enumerate(self.streams.values()):
+            if stream.dataset.remote:
+                outer = dict(zip(inner[sources == s].tolist(), positions[sources == s].tolist(), strict=True))
+                found += [
+                    (cache, segment, outer[at]) for cache, segment, at in stream.needs(inner[sources == s])
+                ]
+        yield from sorted(found, key=lambda need: need[2])
+
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shards of each sample or row at ``positions``, each behind its source's name."""
+        sources, inner = self.order.locate(positions)
+        found: list[list[str]] = [[] for _ in positions]
+        for s, (name, stream) in enumerate(self.streams.items()):
+            here = np.flatnonzero(sources == s)
+            for place, shards in zip(here.tolist(), stream.shards(inner[here]), strict=True):
+                found[place] = [f"{name}/{shard}" for shard in shards]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        history = [[start, weights] for start, weights in self.history]
+        return {
+            "mixing": {"by": self.by, "seed": self.seed, "window": WINDOW, "history": history},
+            "sources": {name: stream.state() for name, stream in self.streams.items()},
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Take over the history of weights of a saved state, if it is one of these sources."""
+        history = state.get("mixing", {}).get("history", [])
+        if history and all(set(weights) == set(self.streams) for _, weights in history):
+            self._use_history(
+                [(int(start), {name: weights[name] for name in self.streams}) for start, weights in history]
+            )
+
+
+def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:
+    if isinstance(stream, PackedStream):
+        return stream.length * stream.efficiency
+    lengths = stream.dataset.lengths
+    if lengths is None:
+        raise UserError(f"{name}: mixing by token needs lengths; tokenize the data, or mix by sample")
+    return float(lengths.mean())

@@ -1,0 +1,173 @@
+"""Documents packed into rows of equal length: a row, too, is a pure function of (seed, data set, position)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset.damage import Damage, DamagedSampleError
+from data_tools.dataset.dataset import Dataset
+from data_tools.decode.options import DecodeOptions
+from data_tools.decode.sample import Sample
+from data_tools.errors import UserError
+from data_tools.order.packing import WINDOW
+from data_tools.order.packing_table import find_row_plan
+from data_tools.order.permutation import derive_key
+from data_tools.order.shuffle import Order, choose_layout
+from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream
+
+log = logging.getLogger(__name__)
+Int64Array = NDArray[np.int64]
+
+
+class PackedStream:
+    """Rows of ``length`` tokens packed from the documents of a stream's data set.
+
+    The packing is a table over the manifest (best fit over windows of documents when lengths are in the sidecar,
+    else concatenate and cut), the same in every epoch; the *rows* are what is shuffled. So a row, like a sample, is
+    a pure function of (seed, data set, position), and every epoch has the same number of rows.
+    """
+
+    def __init__(self, stream: Stream, length: int, method: str | None = None, window: int = WINDOW) -> None:
+        """``method``: "best_fit" or "cut"; by default by whether the lengths are known."""
+        if length < 1:
+            raise UserError(f"length={length}: rows must have at least one token")
+        self.dataset, self.seed, self.length = stream.dataset, stream.seed, length
+        known = self.dataset.lengths
+        self.method = method or ("cut" if known is None else "best_fit")
+        lengths = measure_lengths(self.dataset) if known is None else known
+        self.plan = find_row_plan(lengths, length, self.method, window, self.dataset.folder)
+        self._window = window
+        if not self.plan.rows:
+            raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
+        row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
+        layout = choose_layout(self.plan.rows, row_bytes, stream.memory)
+        self.order = Order(np.array([self.plan.rows]), layout, self.seed)
+        self.samples_per_epoch = self.plan.rows
+        log.info(
+            "packing (%s): %d rows of %d tokens, %.2f %% full",
+            self.method,
+            self.plan.rows,
+            length,
+            100 * self.efficiency,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    @property
+    def efficiency(self) -> float:
+        """Real tokens / slots."""
+        return self.plan.efficiency
+
+    def sample(self, position: int) -> Sample:
+        """The row at a position ≥ 0: ``tokens``, ``document_ids``, ``position_ids`` (length,) int32, its documents."""
+        return next(self.samples(np.array([position], dtype=np.int64)))
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        epochs, rows = self.order.indices(positions)
+        for position, epoch, row in zip(positions.tolist(), epochs.tolist(), rows.tolist(), strict=True):
+            sample, damages = self._row(row, position)
+            for attempt in range(ATTEMPTS):
+                if sample["document_ids"][0] or len(sample["documents"]):
+                    break
+                other = derive_key(self.seed, position, attempt, _STAND_IN) % self.plan.rows
+                sample, _ = self._row(other, position)
+            if not len(sample["documents"]):
+                raise UserError(
+                    f"{damages[0].shard}: no row without damage found; run `python -m data_tools verify`"
+                )
+            sample["__epoch__"] = epoch
+            if damages:
+                sample["__damage__"] = damages
+            yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+
+    def needs(self, positions: Int64Array) -> Needs:
+        _, rows = self.order.indices(positions)
+        first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
+        documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
+        return self.dataset.segments(documents, np.repeat(positions, last - first))
+
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shards that hold the documents of each row at ``positions``."""
+        _, rows = self.order.indices(positions)
+        pieces = [self.plan.document[self.plan.row_start[row] : self.plan.row_start[row + 1]] for row in rows]
+        urls = self.dataset.manifest.urls
+        return [[urls[shard] for shard in np.unique(self.dataset.locate(own)[0])] for own in pieces]
+
+    def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
+        """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""
+        tokens, document_ids, offsets = (np.zeros(self.length, dtype=np.int32) for _ in range(3))
+        documents: list[tuple[str, int, int]] = []
+        damages: list[Damage] = []
+        plan, at = self.plan, 0
+        pieces = slice(int(plan.row_start[row]), int(plan.row_start[row + 1]))
+        shards, numbers = self.dataset.locate(plan.document[pieces])
+        for shard, number, start, size in zip(
+            shards.tolist(),
+            numbers.tolist(),
+            plan.start[pieces].tolist(),
+            plan.size[pieces].tolist(),
+            strict=True,
+        ):
+            try:
+                key, document = self._document(shard, number, start + size)
+            except DamagedSampleError as error:
+                damages.append(Damage(position, error.shard, error.name, error.reason))
+            else:
+                documents.append((key, start, size))
+                tokens[at : at + size] = document[start : start + size]
+                document_ids[at : at + size] = len(documents)
+                offsets[at : at + size] = np.arange(size)
+            at += size
+        row_sample = {
+            "__key__": f"row{row:09d}",
+            "tokens": tokens,
+            "document_ids": document_ids,
+            "position_ids": offsets,
+            "documents": documents,
+        }
+        return row_sample, damages
+
+    def _document(self, shard: int, number: int, needed: int) -> tuple[str, NDArray[np.integer]]:
+        sample = self.dataset.read(shard, number)
+        if "tokens" not in sample:
+            raise UserError(
+                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
+            )
+        if len(sample["tokens"]) < needed:
+            reason = f"{len(sample['tokens'])} tokens, the sidecar promised {needed}"
+            raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
+        return sample["__key__"], sample["tokens"]
+
+    def state(self) -> dict[str, Any]:
+        packing = {"length": self.length, "method": self.method, "window": self._window}
+        return {"fingerprint": self.fingerprint, "packing": packing, **self.order.state()}
+
+
+def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
+    """Tokens of every document, by reading all of them; 0 for one that is damaged."""
+    log.warning("no lengths in the sidecar: reading %d documents once to measure them", len(dataset))
+    raw = dataset.with_options(DecodeOptions())
+    lengths = np.zeros(len(dataset), dtype=np.int64)
+    shards, numbers = raw.locate(np.arange(len(dataset)))
+    for i, (shard, number) in enumerate(zip(shards.tolist(), numbers.tolist(), strict=True)):
+        try:
+            sample = raw.read(shard, number)
+        except DamagedSampleError:
+            continue
+        if "tokens" not in sample:
+            raise UserError(
+                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
+            )
+        lengths[i] = len(sample["tokens"])
+    return lengths

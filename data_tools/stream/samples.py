@@ -1,0 +1,104 @@
+"""The sample at a global position: a pure function of (seed, data set, position)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset.damage import Damage, DamagedSampleError
+from data_tools.dataset.dataset import Dataset
+from data_tools.decode.sample import Sample
+from data_tools.errors import UserError
+from data_tools.order.permutation import derive_key
+from data_tools.order.shuffle import SHUFFLE_MEMORY, Layout, Order, choose_layout
+from data_tools.storage.prefetch import Needs, ReadAhead
+
+log = logging.getLogger(__name__)
+
+Int64Array = NDArray[np.int64]
+
+AHEAD = 1024  # positions looked ahead at least
+
+ATTEMPTS = 32  # stand-ins tried for one damaged sample before the data set is given up
+
+_STAND_IN = 4  # what a derived key is for; 1-3 are in shuffle.py
+
+
+class Stream:
+    """The endless, shuffled sequence of a data set's samples.
+
+    ``memory``: bytes the cluster may keep at hand to shuffle; ``layout`` overrides what is chosen from it. Both
+    change the order, so they belong to the state.
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int = 0, memory: int = SHUFFLE_MEMORY, layout: Layout | None = None
+    ) -> None:
+        if not len(dataset):
+            raise UserError("the data set is empty; a stream needs at least one sample")
+        self.dataset, self.seed, self.memory = dataset, seed, memory
+        chosen = layout or choose_layout(len(dataset), dataset.sample_bytes, memory)
+        self.order = Order(dataset.counts, chosen, seed)
+        self.samples_per_epoch = len(dataset)
+        dataset.use_segments(chosen.chunk)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position ≥ 0, with ``__epoch__``; a damaged one is replaced and listed in ``__damage__``."""
+        return next(self.samples(np.array([position], dtype=np.int64)))
+
+    def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        """The samples at many positions, shape (n,): the order is computed for all of them at once."""
+        epochs, indices = self.order.indices(positions)
+        shards, numbers = self.dataset.locate(indices)
+        rows = zip(positions.tolist(), epochs.tolist(), shards.tolist(), numbers.tolist(), strict=True)
+        for position, epoch, shard, number in rows:
+            try:
+                sample = self.dataset.read(shard, number)
+            except DamagedSampleError as error:
+                sample = self._stand_in(position, error)
+            sample["__epoch__"] = epoch
+            yield sample
+
+    def read_ahead(self) -> ReadAhead | None:
+        """What fetches remote samples before they are needed; None when everything lies on this machine."""
+        window = 2 * self.order.layout.lanes * self.order.layout.chunk * self.order.layout.group
+        return (
+            ReadAhead(self.needs, self.samples_per_epoch, max(window, AHEAD)) if self.dataset.remote else None
+        )
+
+    def needs(self, positions: Int64Array) -> Needs:
+        _, indices = self.order.indices(positions)
+        return self.dataset.segments(indices, positions)
+
+    def shards(self, positions: Int64Array) -> list[list[str]]:
+        """The shard of each sample at ``positions``; of a damaged one, its own and not its stand-in's."""
+        _, indices = self.order.indices(positions)
+        shards, _ = self.dataset.locate(indices)
+        return [[self.dataset.manifest.urls[shard]] for shard in shards.tolist()]
+
+    def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
+        """Another sample in place of a damaged one; every other position keeps its own."""
+        damages = [Damage(position, error.shard, error.name, error.reason)]
+        for attempt in range(ATTEMPTS):
+            index = derive_key(self.seed, position, attempt, _STAND_IN) % len(self.dataset)
+            try:
+                sample = self.dataset[index]
+            except DamagedSampleError:
+                continue
+            sample["__damage__"] = damages
+            return sample
+        raise UserError(
+            f"{error}; {ATTEMPTS} stand-ins failed too; run `python -m data_tools verify` on the data"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What the order depends on, except the position: small, JSON-able, equal on all ranks."""
+        return {"fingerprint": self.fingerprint, **self.order.state()}
