@@ -1,0 +1,87 @@
+"""Parsers of the commands that look at data: stats, show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from data_tools.commands.cli import add_processes, command, positive
+from data_tools.errors import UserError
+
+
+def add_stats(commands: Any) -> None:
+    parser = command(
+        commands,
+        "stats",
+        _run_stats,
+        "counts, sizes, lengths, labels, channels, duplicates",
+        "stats sample:digits",
+    )
+    parser.add_argument("data", help="data set: folder, glob or sample:NAME")
+    parser.add_argument("--no-decode", action="store_true", help="leave out what needs pixels or text")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there too")
+    add_processes(parser)
+
+
+def _run_stats(a: argparse.Namespace) -> int:
+    from data_tools.commands.stats import statistics
+    from data_tools.dataset.open import open_dataset
+    from data_tools.storage.atomic import write_atomically
+
+    summary = statistics(a.data, open_dataset(a.data), not a.no_decode, a.processes)
+    for name, value in summary.items():
+        if value not in ({}, []):
+            print(f"{name:12s} {_line(value)}")
+    if a.json is not None:
+        write_atomically(a.json, json.dumps(summary, indent=1).encode())
+    return 0
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_line(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_line, value)) + "]"
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def add_show(commands: Any) -> None:
+    parser = command(
+        commands, "show", _run_show, "a contact sheet of images and spectrograms, excerpts of text",
+        "show sample:digits --output digits.png",
+    )  # fmt: skip
+    parser.add_argument("data", help="data set: folder, glob or sample:NAME")
+    parser.add_argument(
+        "--output", type=Path, default=Path("contact_sheet.png"), help="PNG (default: contact_sheet.png)"
+    )
+    parser.add_argument("--count", type=positive, default=48, help="samples (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+
+
+def _run_show(a: argparse.Namespace) -> int:
+    from data_tools.commands.show import contact_sheet, excerpt
+    from data_tools.dataset.open import open_dataset
+    from data_tools.stream.samples import Stream
+
+    dataset = open_dataset(a.data)
+    stream = Stream(dataset, a.seed)
+    samples = [stream.sample(position) for position in range(min(a.count, len(dataset)))]
+    sheet = contact_sheet(samples, dataset.manifest.about.get("classes"))
+    if sheet is not None:
+        a.output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            sheet.save(a.output)
+        except ValueError:  # by its ending
+            raise UserError(f"--output {a.output}: not a picture's name; end it in .png or .jpg") from None
+        print(f"{a.output}: {len(samples)} of {len(dataset):,} samples")
+    else:
+        print("\n".join(excerpt(sample) for sample in samples))
+    return 0
