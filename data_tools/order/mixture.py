@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,8 @@ from data_tools.storage.handles import Recent
 Int64Array = NDArray[np.int64]
 
 WINDOW = 1000  # weights are kept to one in a thousand, exactly, in every window
+
+LONGEST_WINDOW = 1_000_000  # 16 MB arranged at once; a share below half of one in that many rounds to none
 
 _MIXING = 5  # what a derived key is for; 1-4 are in permutation.py, shuffle.py and samples.py
 
@@ -24,27 +28,48 @@ def largest_remainder(weights: NDArray[np.float64], total: int) -> Int64Array:
     return counts
 
 
+def choose_window(weights: NDArray[np.float64]) -> int | None:
+    """Positions in which every weight (sources,) above 0 has its share: 1,000, or ten times as many, and so on.
+
+    None where even the longest window leaves a source without a position.
+    """
+    window = WINDOW
+    while (largest_remainder(weights, window)[weights > 0] == 0).any():
+        window *= 10
+        if window > LONGEST_WINDOW:
+            return None
+    return window
+
+
 class MixingOrder:
     """Position → (source, position in the source): a pure function of the history of weights and the seed."""
 
     def __init__(
-        self, history: list[tuple[int, NDArray[np.float64]]], seed: int, window: int = WINDOW
+        self,
+        history: Sequence[tuple[int, NDArray[np.float64]]],
+        seed: int,
+        windows: Sequence[int] | None = None,
     ) -> None:
-        self._seed, self._window = seed, window
+        """``history``: (from this position on, weights (sources,)); ``windows``: positions a window, of each entry."""
+        self._seed, self._lengths = seed, list(windows or [WINDOW] * len(history))
         self._starts = np.array([start for start, _ in history], dtype=np.int64)
-        self._counts = [largest_remainder(weights, window) for _, weights in history]
-        self._windows = Recent(self._arrange, 64)
+        self._counts = [
+            largest_remainder(weights, length)
+            for (_, weights), length in zip(history, self._lengths, strict=True)
+        ]
+        self._windows = Recent(self._arrange, max(2, 64 * WINDOW // max(self._lengths)))
         self._before = [np.zeros_like(self._counts[0])]  # samples of each source before each change
         for number in range(len(history) - 1):
-            windows, rest = divmod(int(self._starts[number + 1] - self._starts[number]), window)
-            source, _ = self._windows((number, windows))
+            whole, rest = divmod(int(self._starts[number + 1] - self._starts[number]), self._lengths[number])
+            source, _ = self._windows((number, whole))
             partial = np.bincount(source[:rest], minlength=len(self._counts[0]))
-            self._before.append(self._before[-1] + windows * self._counts[number] + partial)
+            self._before.append(self._before[-1] + whole * self._counts[number] + partial)
 
     def _arrange(self, which: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """(source, how many of that source come before it in the window) of each slot of a window."""
         number, window = which
-        slot = permute(np.arange(self._window), self._window, derive_key(self._seed, number, window, _MIXING))
+        length = self._lengths[number]
+        slot = permute(np.arange(length), length, derive_key(self._seed, number, window, _MIXING))
         counts = self._counts[number]
         source = np.searchsorted(np.cumsum(counts), slot, side="right")
         rank = np.empty_like(source)
@@ -56,7 +81,7 @@ class MixingOrder:
     def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """(source, position in the source), shapes (n,)."""
         part = np.searchsorted(self._starts, positions, side="right") - 1
-        window, offset = np.divmod(positions - self._starts[part], self._window)
+        window, offset = np.divmod(positions - self._starts[part], np.array(self._lengths)[part])
         sources, inner = np.empty_like(positions), np.empty_like(positions)
         for number, which in np.unique(np.stack([part, window], 1), axis=0).tolist():
             here = (part == number) & (window == which)

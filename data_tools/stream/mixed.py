@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
-from data_tools.order.mixture import WINDOW, MixingOrder
+from data_tools.order.mixture import LONGEST_WINDOW, WINDOW, MixingOrder, choose_window, largest_remainder
 from data_tools.storage.prefetch import Needs, ReadAhead
 from data_tools.stream.packed import PackedStream
 from data_tools.stream.samples import AHEAD, Stream
 
+log = logging.getLogger(__name__)
+
 Int64Array = NDArray[np.int64]
 
-History = list[tuple[int, dict[str, float]]]  # (from this position on, weights)
+History = list[tuple[int, dict[str, float], int]]
+"""(from this position on, weights, positions within which each source has its share)."""
 
 
 class Mixture:
@@ -58,13 +62,26 @@ class Mixture:
             raise UserError(
                 f"weights were set at position {self.history[-1][0]} already; {position} is before that"
             )
+        chosen = {name: float(weights[name]) for name in self.streams}
+        shares = self._shares(chosen)
+        window = choose_window(shares)
+        if window is None:
+            rarest = min((share, name) for share, name in zip(shares, chosen, strict=True) if share)[1]
+            raise UserError(
+                f"weights: {rarest}={chosen[rarest]:g} comes to less than one sample in {LONGEST_WINDOW:,}; give it "
+                "more, or 0"
+            )
         kept = [entry for entry in self.history if entry[0] < position]
-        self._use_history([*kept, (position, {name: float(weights[name]) for name in self.streams})])
+        self._use_history([*kept, (position, chosen, window)])
+
+    def _shares(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
+        """What the positions are shared by, shape (sources,); sums to anything."""
+        return np.array(list(weights.values())) / self._tokens
 
     def _use_history(self, history: History) -> None:
         self.history = history
-        shares = [(start, np.array(list(weights.values())) / self._tokens) for start, weights in history]
-        self.order = MixingOrder(shares, self.seed)
+        shares = [(start, self._shares(weights)) for start, weights, _ in history]
+        self.order = MixingOrder(shares, self.seed, [window for *_, window in history])
 
     def sample(self, position: int) -> Sample:
         return next(self.samples(np.array([position], dtype=np.int64)))
@@ -109,7 +126,10 @@ class Mixture:
         return found
 
     def state(self) -> dict[str, Any]:
-        history = [[start, weights] for start, weights in self.history]
+        history = [
+            [start, weights] if window == WINDOW else [start, weights, window]
+            for start, weights, window in self.history
+        ]
         return {
             "mixing": {"by": self.by, "seed": self.seed, "window": WINDOW, "history": history},
             "sources": {name: stream.state() for name, stream in self.streams.items()},
@@ -118,10 +138,26 @@ class Mixture:
     def adopt(self, state: dict[str, Any]) -> None:
         """Take over the history of weights of a saved state, if it is one of these sources."""
         history = state.get("mixing", {}).get("history", [])
-        if history and all(set(weights) == set(self.streams) for _, weights in history):
-            self._use_history(
-                [(int(start), {name: weights[name] for name in self.streams}) for start, weights in history]
-            )
+        if not history or any(set(entry[1]) != set(self.streams) for entry in history):
+            return
+        self._use_history(
+            [
+                (
+                    int(start),
+                    {name: weights[name] for name in self.streams},
+                    int(window[0]) if window else WINDOW,
+                )
+                for start, weights, *window in history
+            ]
+        )
+        shares, window = self._shares(self.history[-1][1]), self.history[-1][2]
+        for name, share, count in zip(self.streams, shares, largest_remainder(shares, window), strict=True):
+            if share and not count:
+                log.warning(
+                    "%s: its share rounds to none in windows of %d, as the saved state has them; set the weights anew",
+                    name,
+                    window,
+                )
 
 
 def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:

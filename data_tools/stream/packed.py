@@ -94,7 +94,8 @@ class PackedStream:
     def needs(self, positions: Int64Array) -> Needs:
         _, rows = self.order.indices(positions)
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
-        documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
+        pieces = [self.plan.document[a:b] for a, b in zip(first, last, strict=True)]
+        documents = np.concatenate([self.plan.document[:0], *pieces])  # a mixture's step may take no row
         return self.dataset.segments(documents, np.repeat(positions, last - first))
 
     def shards(self, positions: Int64Array) -> list[list[str]]:

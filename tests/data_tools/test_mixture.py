@@ -33,7 +33,7 @@ def test_every_source_is_read_in_order_without_gap_or_repeat_whatever_changes(ch
     for length, weights in changes:
         history.append((start, np.array(weights)))
         start += length
-    order = MixingOrder(history, seed, window=40)
+    order = MixingOrder(history, seed, [40] * len(history))
     sources, inner = order.locate(np.arange(start + 100))
     for source in range(3):
         assert sorted(inner[sources == source]) == list(range((sources == source).sum()))
