@@ -1,73 +1,74 @@
-"""Range reads from http(s) and from everything fsspec opens (S3, GCS, Azure, HF), with retries."""
+"""Reads from http(s) and from everything fsspec opens (S3, GCS, Azure, HF), with patience and hedges."""
 
 from __future__ import annotations
 
-import http.client
-import logging
-import random
-import re
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import urlsplit
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, describe_place
+from data_tools.storage.background import refuse_when_stopped
+from data_tools.storage.hedging import read_hedged
+from data_tools.storage.http import read_http_blocks, read_http_range, stat_http
+from data_tools.storage.options import AS_IT_IS, StorageOptions
+from data_tools.storage.retry import (
+    PATIENT,
+    MissingError,
+    NoRangesError,
+    RefusedError,
+    Retry,
+    describe,
+    with_retries,
+)
+from data_tools.storage.traffic import traffic
+from data_tools.storage.urls import has_secrets, is_http, is_remote, redact_urls, redacted
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "MissingError", "NoRangesError", "ObjectStat", "RefusedError", "Retry", "StorageOptions", "glob_objects",
+    "has_secrets", "is_remote", "open_filesystem", "read_all", "read_range", "read_whole", "redact_urls", "redacted",
+    "size_of", "stat_of", "with_retries",
+]  # fmt: skip
 
-T = TypeVar("T")
-_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class MissingError(OSError):
-    """The object is not there, or may not be read; trying again would not help."""
-
-
-class NoRangesError(OSError):
-    """The server sends whole objects only."""
+BLOCK = 8 << 20
+SMALL = 4 << 30
+"""Bytes of the largest object that is read into memory at once: the manifest of 10⁷ shards is smaller."""
 
 
 @dataclass(frozen=True)
-class Retry:
-    """How long an outage is waited for: ``patience`` seconds in all, ``timeout`` seconds without a byte."""
+class ObjectStat:
+    """What a store says of an object without sending it: its size in bytes, and a ``version`` that changes with it.
 
-    patience: float = 300.0
-    timeout: float = 30.0
-    first_wait: float = 0.5
-    longest_wait: float = 30.0
+    The version is its ETag, else its time of change, else what fsspec's ``ukey`` says; "" where none is told.
+    """
 
-
-def is_remote(url: str) -> bool:
-    return "://" in url
+    size: int
+    version: str
 
 
-def redacted(url: str) -> str:
-    """The URL without the secrets that may stand in it: user, password, query (signatures)."""
-    return re.sub(r"//[^/@]*@", "//", url).split("?")[0]
-
-
-def has_secrets(url: str) -> bool:
-    """Whether a password, key or signature may stand in the URL."""
-    return is_remote(url) and ("?" in url or re.search(r"//[^/@]*:[^/@]*@", url) is not None)
-
-
-def read_range(url: str, offset: int, size: int, retry: Retry = Retry()) -> bytes:
+def read_range(url: str, offset: int, size: int, retry: Retry = PATIENT) -> bytes:
     """Bytes [offset, offset + size) of an object.
 
-    Retries with exponential back-off and jitter. Fewer bytes are returned where the object ends, or where the server
-    keeps sending less than it promised. Raises MissingError, NoRangesError, or UserError after ``patience``.
+    Retries with exponential back-off and jitter, and asks twice where an answer takes unusually long. Fewer bytes are
+    returned where the object ends, or where the server keeps sending less than it promised. Raises NoRangesError, and
+    what `with_retries` raises.
     """
     best = b""
     shorts = 0
+    kind = urlsplit(url).netloc.rpartition("@")[2], size.bit_length()
+
+    def read() -> tuple[bytes, int]:
+        if is_http(url):
+            return read_http_range(url, offset, size, retry.timeout, retry.storage.headers)
+        filesystem, path = open_filesystem(url, retry.storage)
+        data: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
+        return data, len(data)
 
     def attempt() -> bytes:
         nonlocal best, shorts
-        data, promised = (
-            _http_range(url, offset, size, retry) if _is_http(url) else _fsspec_range(url, offset, size)
-        )
+        data, promised = read_hedged(read, kind)
+        traffic.add(bytes=len(data))
         if len(data) > len(best):
             best = data
         if len(data) < promised:
@@ -80,121 +81,116 @@ def read_range(url: str, offset: int, size: int, retry: Retry = Retry()) -> byte
     return with_retries(attempt, url, retry)
 
 
-def with_retries(attempt: Callable[[], T], url: str, retry: Retry) -> T:
-    """The result of ``attempt``, tried again after passing errors for at most ``patience`` seconds."""
-    deadline = time.monotonic() + retry.patience
-    wait = retry.first_wait
-    while True:
-        try:
-            return attempt()
-        except (MissingError, NoRangesError, UserError, MemoryError):
-            raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise MissingError(f"{redacted(url)}: {type(error).__name__}") from None
-        except Exception as error:  # each storage library has errors of its own; those that pass are the rule
-            pause = wait * random.uniform(0.5, 1.0)  # jitter: a thousand clients must not return at once
-            if time.monotonic() + pause > deadline:
-                reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
-                raise UserError(
-                    f"{redacted(url)}: no answer for {retry.patience:.0f} s ({reason}); check server and network"
-                ) from None
-            log.warning("%s: %s; trying again in %.1f s", redacted(url), type(error).__name__, pause)
-            time.sleep(pause)
-            wait = min(2 * wait, retry.longest_wait)
+def read_whole(url: str, target: Path, retry: Retry = PATIENT) -> None:
+    """Copy an object to a file (the caller renames it when this returns); retries as ``read_range`` does.
 
-
-def read_whole(url: str, target: Path, retry: Retry = Retry()) -> None:
-    """Copy an object to a file (the caller renames it when this returns); retries as ``read_range`` does."""
+    Raises UserError where the file cannot be written.
+    """
 
     def attempt() -> None:
-        with _open(url, retry) as source, target.open("wb") as file:
-            promised = int(source.headers.get("Content-Length") or -1) if _is_http(url) else -1
-            while block := source.read(8 << 20):
+        with LocalFile(target) as file:
+            for block in read_blocks(url, retry):
                 file.write(block)
-            if 0 <= promised != file.tell():
-                raise ConnectionError(f"{file.tell()} of {promised} bytes arrived")
 
     with_retries(attempt, url, retry)
 
 
-def read_all(url: str, retry: Retry = Retry()) -> bytes:
-    """A small object, such as a manifest."""
+def read_all(url: str, retry: Retry = PATIENT, limit: int = SMALL) -> bytes:
+    """A small object, such as a manifest; raises UserError for one of more than ``limit`` bytes."""
 
     def attempt() -> bytes:
-        with _open(url, retry) as source:
-            data: bytes = source.read()
-            return data
+        data = bytearray()
+        for block in read_blocks(url, retry):
+            data += block
+            if len(data) > limit:
+                raise UserError(f"{redacted(url)}: longer than {limit:,} bytes; no file of this kind is")
+        return bytes(data)
 
     return with_retries(attempt, url, retry)
 
 
-def size_of(url: str, retry: Retry = Retry()) -> int:
-    """Bytes of an object."""
-
-    def attempt() -> int:
-        if _is_http(url):
-            with _request(urllib.request.Request(url, method="HEAD"), retry) as response:
-                return int(response.headers["Content-Length"])
-        filesystem, path = open_filesystem(url)
-        return int(filesystem.size(path))
-
-    return with_retries(attempt, url, retry)
-
-
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
+def read_blocks(url: str, retry: Retry) -> Iterator[bytes]:
+    """An object from its beginning to its end, tried once."""
+    if is_http(url):
+        yield from read_http_blocks(url, retry.timeout, retry.storage.headers)
+        return
+    filesystem, path = open_filesystem(url, retry.storage)
+    with filesystem.open(path, "rb") as source:
+        while block := source.read(BLOCK):
+            refuse_when_stopped()
+            yield block
 
 
-def _open(url: str, retry: Retry) -> Any:
-    if _is_http(url):
-        return _request(urllib.request.Request(url), retry)
-    filesystem, path = open_filesystem(url)
-    return filesystem.open(path, "rb")
+class LocalFile:
+    """A file of this machine: that it cannot be written is no fault of the object that is read, and does not pass."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-def _request(request: urllib.request.Request, retry: Retry) -> Any:
-    try:
-        return urllib.request.urlopen(request, timeout=retry.timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in _RETRIED_STATUS:
-            raise ConnectionError(f"HTTP {error.code}") from None
-        raise MissingError(f"{redacted(request.full_url)}: HTTP {error.code}") from None
-
-
-def _http_range(url: str, offset: int, size: int, retry: Retry) -> tuple[bytes, int]:
-    """(bytes that came, bytes that the server promised)."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
-    try:
-        response = _request(request, retry)
-    except MissingError as error:
-        if "HTTP 416" in str(error):  # the object ends before the range begins
-            return b"", 0
-        raise
-    with response:
-        if response.status != 206:
-            raise NoRangesError(f"{redacted(url)}: the server ignores ranges")
-        promised = min(size, int(response.headers.get("Content-Length") or size))
+    def __enter__(self) -> LocalFile:
         try:
-            return response.read(size), promised
-        except http.client.IncompleteRead as error:
-            return error.partial, promised
+            self._file = self._path.open("wb")
+        except OSError as error:
+            raise UserError(describe_place(error)) from None
+        return self
+
+    def write(self, block: bytes) -> None:
+        """Raises UserError where it cannot be written."""
+        try:
+            self._file.write(block)
+        except OSError as error:
+            raise UserError(describe_place(error)) from None
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
-def open_filesystem(url: str) -> tuple[Any, str]:
+def stat_of(url: str, retry: Retry = PATIENT) -> ObjectStat:
+    """Size and version of an object as it is now. Raises what `with_retries` raises."""
+
+    def attempt() -> ObjectStat:
+        if is_http(url):
+            return ObjectStat(*stat_http(url, retry.timeout, retry.storage.headers))
+        filesystem, path = open_filesystem(url, retry.storage)
+        filesystem.invalidate_cache()
+        said = filesystem.info(path)
+        told = (said.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime"))
+        return ObjectStat(int(said["size"]), str(next(filter(None, told), None) or filesystem.ukey(path)))
+
+    return with_retries(attempt, url, retry)
+
+
+def size_of(url: str, retry: Retry = PATIENT) -> int:
+    """Bytes of an object. Raises what `with_retries` raises."""
+    return stat_of(url, retry).size
+
+
+def glob_objects(pattern: str, retry: Retry = PATIENT) -> list[str]:
+    """URLs of all objects that a pattern names, such as ``s3://bucket/*.tar``, sorted.
+
+    Raises UserError for http(s), which has no way to list; and what `with_retries` raises.
+    """
+    if is_http(pattern):
+        raise UserError(
+            f"{redacted(pattern)}: an http server does not list its files; name them, {{000000..000099}} for many"
+        )
+
+    def attempt() -> list[str]:
+        filesystem, path = open_filesystem(pattern, retry.storage)
+        filesystem.invalidate_cache()
+        return sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(path))
+
+    return with_retries(attempt, pattern, retry)
+
+
+def open_filesystem(url: str, storage: StorageOptions = AS_IT_IS) -> tuple[Any, str]:
     """The fsspec filesystem of a URL and the path in it. Raises UserError where there is none for it."""
     try:
         import fsspec
     except ImportError:
         raise UserError(f"{redacted(url)}: needs fsspec; `pip install masquerade[remote]`") from None
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{redacted(url)}: fsspec cannot open it ({error})") from None
+        filesystem, path = fsspec.core.url_to_fs(url, **storage.for_filesystem(url.partition("://")[0]))
+    except (ImportError, ValueError, TypeError) as error:
+        raise UserError(f"{redacted(url)}: fsspec cannot open it ({describe(error)})") from None
     return filesystem, path
-
-
-def _fsspec_range(url: str, offset: int, size: int) -> tuple[bytes, int]:
-    filesystem, path = open_filesystem(url)
-    data: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
-    return data, len(data)
