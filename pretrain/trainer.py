@@ -133,6 +133,8 @@ class Trainer:
             if of_all or self.engine.world.size == 1:
                 self.finish_saving()  # met by all ranks together: what is being written is not lost
             raise
+        finally:
+            self.loader.close()
         self.finish_saving()
         self.meter.close()
         return finished

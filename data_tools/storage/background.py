@@ -102,6 +102,6 @@ class DaemonPool:
         self._stop.set()
         for _ in self._threads:
             self._queue.put(None)
+        deadline = time.monotonic() + 10 * GLANCE
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=10 * GLANCE)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))

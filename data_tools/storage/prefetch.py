@@ -34,6 +34,7 @@ class ReadAhead:
         self._planned = -1  # positions before this one are in the plan
         self._waiting: deque[tuple[SegmentCache, Segment, int]] = deque()
         self._visits: dict[tuple[int, str], tuple[SegmentCache, Segment, deque[_Visit]]] = {}
+        self._caches: dict[int, SegmentCache] = {}
 
     def advance(
         self, position: int, following: Callable[[int], int], mine: Callable[[int], Int64Array]
@@ -55,6 +56,7 @@ class ReadAhead:
             self._waiting.popleft()
 
     def _add(self, cache: SegmentCache, segment: Segment, use: int) -> None:
+        self._caches[id(cache)] = cache
         _, _, visits = self._visits.setdefault((id(cache), segment.name), (cache, segment, deque()))
         if visits and visits[-1].epoch == use // self._epoch:
             visits[-1].last = max(visits[-1].last, use)
@@ -62,6 +64,14 @@ class ReadAhead:
         visits.append(_Visit(use // self._epoch, use, use))
         if len(visits) == 1:
             self._waiting.append((cache, segment, use))
+
+    def close(self) -> None:
+        """Stop fetching ahead; the plan begins anew with the next `advance`."""
+        for cache in self._caches.values():
+            cache.close()
+        self._waiting.clear()
+        self._visits.clear()
+        self._planned = -1
 
     def _let_go(self, position: int) -> None:
         for key, (cache, segment, visits) in list(self._visits.items()):

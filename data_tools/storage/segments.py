@@ -15,7 +15,6 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
+from data_tools.storage.background import GLANCE, DaemonPool, StoppedError, pause
+from data_tools.storage.cache_folder import cache_errors, cache_folder, make_shared_folder, share
 from data_tools.storage.handles import OpenFile, Recent
-from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole
+from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole, redacted
+from data_tools.storage.retry import PATIENT
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ Int64Array = NDArray[np.int64]
 
 CACHE_BYTES = 16 << 30
 
-IN_FLIGHT = 32  # segments being fetched or waiting for a thread: 256 MB at 8 MB each
+PREFETCH_BYTES = 256 << 20
 
 FETCH_THREADS = 8
 
@@ -44,12 +46,24 @@ _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """``cache_bytes``: what this node keeps of a remote data set; ``retry``: how long an outage is waited for;
-    ``checksums``: compare each sample's CRC, where the sidecar has it, each time it is read."""
+    """How remote data are read.
+
+    ``cache_bytes``: what this node keeps of a data set; ``prefetch_bytes``: what may be on its way to a process;
+    ``cache_folder``: where caches lie, by default where `cache_folder` says. ``retry``: how long an outage is waited
+    for, and with which options storage is opened. ``checksums``: compare each sample's CRC, where the sidecar has it,
+    each time it is read; of local data too.
+    """
 
     cache_bytes: int = CACHE_BYTES
-    retry: Retry = Retry()
+    retry: Retry = PATIENT
     checksums: bool = True
+    prefetch_bytes: int = PREFETCH_BYTES
+    cache_folder: Path | None = None
+
+    @property
+    def cache(self) -> Path:
+        """The folder of all caches."""
+        return cache_folder(self.cache_folder)
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,9 @@ class SegmentCache:
     def __init__(self, folder: Path, url_of: Callable[[int], str], options: FetchOptions) -> None:
         self.folder, self.url_of = folder, url_of
         self.capacity, self.retry = options.cache_bytes, options.retry
+        self.prefetch_bytes = options.prefetch_bytes
         self.fetched = self.hits = 0  # segments
-        folder.mkdir(parents=True, exist_ok=True)
+        make_shared_folder(folder)
         self._start()
 
     def _start(self) -> None:
@@ -81,14 +96,13 @@ class SegmentCache:
         self._whole: set[int] = set()  # shards of servers that ignore ranges
         self._short: OrderedDict[str, bytes] = OrderedDict()  # segments whose server sent less than promised
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonPool | None = None
         self._coming: dict[str, tuple[int, int]] = {}  # on their way: name → (bytes, position of next use)
         self._next_use: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {
-            name: getattr(self, name) for name in ("folder", "url_of", "capacity", "retry", "fetched", "hits")
-        }
+        kept = ("folder", "url_of", "capacity", "retry", "prefetch_bytes", "fetched", "hits")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -103,11 +117,9 @@ class SegmentCache:
             path, begin = self._ensure(segment)
             if path is None:
                 return self.read(segment, offset, size)
-            try:
+            with suppress(FileNotFoundError), cache_errors(self.folder):
                 data: bytes = self._files(str(path)).read(size, offset - begin)
                 return data
-            except FileNotFoundError:
-                continue
         raise UserError(f"{self.folder}: the cache of {self.capacity} bytes is too small; give it more room")
 
     def _ensure(self, segment: Segment) -> tuple[Path | None, int]:
@@ -121,9 +133,7 @@ class SegmentCache:
         try:
             return (path if self._fetch(segment, path) else None), segment.start
         except NoRangesError:
-            log.warning(
-                "%s ignores ranges: whole shards are fetched", self.url_of(segment.shard).split("?")[0]
-            )
+            log.warning("%s ignores ranges: whole shards are fetched", redacted(self.url_of(segment.shard)))
             self._whole.add(segment.shard)
             return self._ensure_whole(segment.shard), 0
 
@@ -140,9 +150,13 @@ class SegmentCache:
                     self._short.popitem(last=False)
                 return False
             partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-            partial.write_bytes(data)
-            os.utime(partial, (0, self._next_use.get(segment.name, _NEVER)))
-            self._admit(partial, path)
+            with cache_errors(self.folder):
+                try:
+                    partial.write_bytes(data)
+                    os.utime(partial, (0, self._next_use.get(segment.name, _NEVER)))
+                    self._admit(partial, path)
+                finally:
+                    partial.unlink(missing_ok=True)
         return True
 
     def _ensure_whole(self, shard: int) -> Path:
@@ -153,7 +167,8 @@ class SegmentCache:
                     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
                     try:
                         read_whole(self.url_of(shard), partial, self.retry)
-                        self._admit(partial, path)
+                        with cache_errors(self.folder):
+                            self._admit(partial, path)
                         self.fetched += 1
                     finally:
                         partial.unlink(missing_ok=True)
@@ -163,7 +178,8 @@ class SegmentCache:
         """Forget a segment whose bytes turned out to be damaged, so that it is fetched once more."""
         self._short.pop(segment.name, None)
         for path in (self.folder / segment.name, self.folder / f"{segment.shard:08d}-whole"):
-            path.unlink(missing_ok=True)
+            with cache_errors(self.folder):
+                path.unlink(missing_ok=True)
             self._files.forget(str(path))
 
     def expect(self, segment: Segment, position: int) -> bool:
@@ -172,39 +188,49 @@ class SegmentCache:
         False when too much is on its way, or needed sooner: say it again later.
         """
         self._next_use[segment.name] = position = min(position, _NEVER)
-        with suppress(FileNotFoundError):
-            os.utime(self.folder / segment.name, (0, position))
+        if self._set_next_use(segment, position):
             return True
         if segment.shard in self._whole:
             return True
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+                self._pool = DaemonPool(FETCH_THREADS, "fetch")
             if segment.name in self._coming:
                 return True
-            if len(self._coming) >= IN_FLIGHT or not self._room(segment.size, position):
+            coming = sum(size for size, _ in self._coming.values())
+            full = self._coming and coming + segment.size > self.prefetch_bytes
+            if full or not self._room(segment.size, position):
                 return False
             self._coming[segment.name] = segment.size, position
-        self._pool.submit(self._fetch_ahead, segment)
+            self._pool.submit(self._fetch_ahead, segment)
+        return True
+
+    def _set_next_use(self, segment: Segment, position: int) -> bool:
+        """Note at a cached segment when it is needed next; False where it is not cached."""
+        try:
+            os.utime(self.folder / segment.name, (0, position))
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user fetched it, who alone may set that
+            pass
         return True
 
     def _fetch_ahead(self, segment: Segment) -> None:
         # whoever needs the segment will try again, and tell
-        with suppress(UserError, OSError):
+        with suppress(UserError, OSError, StoppedError):
             self._fetch(segment, self.folder / segment.name)
         with self._lock:
-            del self._coming[segment.name]
+            self._coming.pop(segment.name, None)
 
     def finished(self, segment: Segment) -> None:
         """Say that a segment has no known use left."""
         self._next_use.pop(segment.name, None)
-        with suppress(FileNotFoundError):
-            os.utime(self.folder / segment.name, (0, _NEVER))
+        self._set_next_use(segment, _NEVER)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(next use, bytes, path) of what is cached."""
         entries = []
-        with os.scandir(self.folder) as files:
+        with cache_errors(self.folder), os.scandir(self.folder) as files:
             for file in files:
                 if not file.name.startswith("."):
                     try:
@@ -229,9 +255,13 @@ class SegmentCache:
             for _, bytes_, old in entries:
                 if total + size <= self.capacity:
                     break
-                old.unlink(missing_ok=True)
-                self._files.forget(str(old))
-                total -= bytes_
+                with suppress(
+                    PermissionError
+                ):  # another user's, in a folder where everybody removes their own only
+                    old.unlink(missing_ok=True)
+                    self._files.forget(str(old))
+                    total -= bytes_
+            share(partial)
             partial.replace(path)
 
     @contextmanager
@@ -239,14 +269,45 @@ class SegmentCache:
         """Exclusive among the threads and processes of the node; a killed process lets go by dying."""
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
-        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR, 0o666)
+        with cache_errors(self.folder):
+            handle = open_lock(self.folder / f".lock-{slot}")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            wait = 0.001
+            while not try_lock(handle):
+                pause(wait)
+                wait = min(2 * wait, GLANCE / 4)
             yield
         finally:
             os.close(handle)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """Stop fetching ahead; what is on its way is dropped. Reading goes on, and `expect` starts it again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+            with self._lock:
+                self._coming.clear()
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor to lock by, of a file that any user of the cache may have made."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except PermissionError:  # another user's; a reader can lock it as well
+        return os.open(path, os.O_RDONLY)
+    share(path)
+    return handle
+
+
+def try_lock(handle: int) -> bool:
+    """Lock a file for this descriptor alone, unless somebody else has; True too where the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (
+        OSError
+    ):  # several work at once then: files get their names by renaming, so the same is fetched twice at worst
+        return True
+    return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from data_tools.dataset.damage import Damage, Ledger
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.batch_sizes import BatchSizes
+from data_tools.storage.background import interrupt_by
 from data_tools.storage.prefetch import ReadAhead
 from data_tools.stream.collate import Collate, collate
 from data_tools.stream.mixed import Mixture
@@ -54,8 +56,6 @@ class Step:
 
 
 _MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
-
-Pool = TypeVar("Pool", ThreadPoolExecutor, ProcessPool)
 
 
 def pin(made: _MicroBatch) -> _MicroBatch:
@@ -126,6 +126,7 @@ class Loader:
         self.position = start
         self.ledger = Ledger(max_damage_rate)
         self._pools = ExitStack()
+        self._reader: ReadAhead | None = None
         self._stale = False  # what was prepared ahead is no longer what is wanted
 
     def _mine(self, position: int) -> Int64Array:
@@ -144,21 +145,20 @@ class Loader:
 
     def __iter__(self) -> Iterator[Step]:
         """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
-        reader = self.stream.read_ahead()
+        reader = self._reader = self.stream.read_ahead()
 
         def advance() -> None:
             if reader is not None:
                 reader.advance(self.position, self._next, self._mine)
 
-        if self.workers == 0:
-            while True:
-                advance()
-                parts = self.micro_positions(self.position)
-                yield self._step([self._make(positions) for positions in parts])
-        submit = self._start_pool()
         pending: deque[list[Future[_MicroBatch]]] = deque()
         ahead = self.position
         try:
+            while self.workers == 0:
+                advance()
+                parts = self.micro_positions(self.position)
+                yield self._step([self._make(positions) for positions in parts])
+            submit = self._start_pool()
             while True:
                 advance()
                 if self._stale:
@@ -173,15 +173,20 @@ class Loader:
 
     def _start_pool(self) -> Callable[[Int64Array], Future[_MicroBatch]]:
         """Start the workers; what is returned has a micro-batch made by one of them."""
-        self.close()
+        self._pools.close()
         if self.worker_kind == "thread":
-            threads = self._open(ThreadPoolExecutor(self.workers, thread_name_prefix="data"))
+            stop = threading.Event()
+            threads = self._open_threads(ThreadPoolExecutor(self.workers, "data", interrupt_by, (stop,)))
+            self._pools.callback(
+                stop.set
+            )  # the first thing when they are closed: nobody waits for an outage then
             return lambda positions: threads.submit(self._make, positions)
+        pinner = self._open_threads(ThreadPoolExecutor(1, "pin")) if self.pin_memory else None
         work = partial(make_micro_batch, self.stream, self.transform, self.seed, collate=self.collate)
-        processes = self._open(ProcessPool(self.workers, work))
-        if not self.pin_memory:
+        processes = ProcessPool(self.workers, work)
+        self._pools.callback(processes.end)  # before the thread that waits for what they make
+        if pinner is None:
             return processes.do
-        pinner = self._open(ThreadPoolExecutor(1, thread_name_prefix="pin"))
 
         def submit(positions: Int64Array) -> Future[_MicroBatch]:
             made: Future[_MicroBatch] = processes.do(positions)
@@ -189,7 +194,7 @@ class Loader:
 
         return submit
 
-    def _open(self, pool: Pool) -> Pool:
+    def _open_threads(self, pool: ThreadPoolExecutor) -> ThreadPoolExecutor:
         self._pools.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
 
@@ -215,8 +220,10 @@ class Loader:
         self._stale = True
 
     def close(self) -> None:
-        """Stop the workers; what they prepared ahead is dropped."""
+        """Stop the workers and what is fetched ahead; what they prepared is dropped, what they wait for given up."""
         self._pools.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the steps taken so far, and what the stream's order depends on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE = 5.0
+"""Seconds that a worker has for the end of what it is at, when its pool is ended."""
 Work = TypeVar("Work")
 Made = TypeVar("Made")
 
@@ -39,6 +42,16 @@ class ProcessPool(ProcessPoolExecutor):
             return self.submit(_do_work, what)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def end(self) -> None:
+        """Drop what has not begun, and end the processes: by force where one still works, or waits for storage."""
+        processes = list(self._processes.values()) if self._processes else []
+        self.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.terminate()
 
 
 def _start_worker(work: Callable[[Any], Any]) -> None:
