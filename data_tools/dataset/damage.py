@@ -6,12 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from data_tools.errors import UserError
+from data_tools.storage.urls import redact_urls, redacted
 
 
 class DamagedSampleError(ValueError):
     """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone)."""
 
     def __init__(self, shard: str, name: str, reason: str) -> None:
+        shard, reason = redacted(shard), redact_urls(reason)  # it stands in the ledger, in metrics and logs
         super().__init__(f"{shard}: sample {name}: {reason}")
         self.shard, self.name, self.reason = shard, name, reason
 

@@ -21,17 +21,21 @@ from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_ma
 from data_tools.formats.sidecar import Sidecar
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
-from data_tools.storage.cache_folder import build_once, cache_folder
+from data_tools.storage.cache_folder import build_once
 from data_tools.storage.checksum import crc32
 from data_tools.storage.objects import (
     MissingError,
     NoRangesError,
+    Retry,
     is_remote,
     read_range,
     read_whole,
     redacted,
     size_of,
 )
+from data_tools.storage.retry import PATIENT
+from data_tools.storage.segments import FetchOptions
+from data_tools.storage.urls import name_of
 
 MAX_UNPACKED_RATIO = 200  # gzip of real data stays under 20; beyond this it is a bomb
 
@@ -149,11 +153,11 @@ def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
         os.close(handle)
 
 
-def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
+def scan_remote(url: str, with_crc: bool = False, retry: Retry = PATIENT) -> ShardScan:
     """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
     try:
-        size = size_of(url)
-        return scan_shard(_buffered(url), size, with_crc)
+        size = size_of(url, retry)
+        return scan_shard(_buffered(url, retry), size, with_crc)
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; check the URL") from None
     except NoRangesError as error:
@@ -164,24 +168,24 @@ def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
         raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
 
 
-def _buffered(url: str, window: int = 8 << 20) -> tar.Read:
+def _buffered(url: str, retry: Retry, window: int = 8 << 20) -> tar.Read:
     """Small reads out of large ranges: headers lie one after the other."""
     start, held = 0, b""
 
     def read(offset: int, size: int) -> bytes:
         nonlocal start, held
         if not (start <= offset and offset + size <= start + len(held)):
-            start, held = offset, read_range(url, offset, max(size, window))
+            start, held = offset, read_range(url, offset, max(size, window), retry)
         return held[offset - start : offset - start + size]
 
     return read
 
 
-def identity(name: str) -> str:
+def identity(name: str, retry: Retry = PATIENT) -> str:
     """A text that changes when the file or object does; raises UserError when there is none."""
     if is_remote(name):
         try:
-            return f"{name}\0{size_of(name)}"
+            return f"{redacted(name)}\0{size_of(name, retry)}"
         except MissingError as error:
             raise UserError(f"{error}: cannot be read; check the URL") from None
     try:
@@ -191,19 +195,21 @@ def identity(name: str) -> str:
     return f"{Path(name).resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-def _unpacked(name: str) -> str:
+def unpack(name: str, fetching: FetchOptions) -> str:
     """A gzipped tar, unpacked once into the cache, since samples cannot be read from the middle of gzip."""
-    digest = hashlib.blake2b(identity(name).encode(), digest_size=16).hexdigest()
+    if not name_of(name).endswith(("gz", "GZ")):
+        return name
+    digest = hashlib.blake2b(identity(name, fetching.retry).encode(), digest_size=16).hexdigest()
 
     def build(folder: Path) -> None:
         packed = Path(name)
         if is_remote(name):
             packed = folder / "packed"
-            read_whole(name, packed)
+            read_whole(name, packed, fetching.retry)
         _gunzip(packed, folder / "shard.tar", redacted(name))
         (folder / "packed").unlink(missing_ok=True)
 
-    return str(build_once(cache_folder() / "unpacked" / digest, build) / "shard.tar")
+    return str(build_once(fetching.cache / "unpacked" / digest, build) / "shard.tar")
 
 
 def _gunzip(packed: Path, target: Path, name: str) -> None:
@@ -218,12 +224,12 @@ def _gunzip(packed: Path, target: Path, name: str) -> None:
         raise UserError(f"{name}: not a usable gzipped tar ({error}); fetch it again") from None
 
 
-def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt:
+def _index_one(with_crc: bool, work: Path, retry: Retry, numbered: tuple[int, str]) -> Receipt:
     number, name = numbered
-    found = scan_remote(name, with_crc) if is_remote(name) else scan_file(Path(name), with_crc)
+    found = scan_remote(name, with_crc, retry) if is_remote(name) else scan_file(Path(name), with_crc)
     data = found.sidecar.to_bytes()
     write_atomically(work / f"{number:08d}.sidecar", data)
-    size = size_of(name) if is_remote(name) else Path(name).stat().st_size
+    size = size_of(name, retry) if is_remote(name) else Path(name).stat().st_size
     return {
         "samples": len(found.sidecar),
         "bad_count": found.sidecar.bad,
@@ -235,7 +241,11 @@ def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt
 
 
 def index_shards(
-    names: Iterable[str | Path], folder: Path, with_crc: bool = False, processes: int | None = None
+    names: Iterable[str | Path],
+    folder: Path,
+    with_crc: bool = False,
+    processes: int | None = None,
+    fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
 ) -> tuple[Manifest, list[tuple[str, str, str]]]:
     """Index tars (paths or URLs) into ``folder``; returns the manifest and the bad samples (shard, key, fault).
 
@@ -243,20 +253,20 @@ def index_shards(
     is no tar or there is none at all; no manifest is written then, and the scans done so far are kept for the next
     attempt.
     """
-    files = [_unpacked(name) if name.endswith(("gz", "GZ")) else name for name in map(str, names)]
+    files = [unpack(name, fetching) for name in map(str, names)]
     if not files:
         raise UserError(f"{folder}: no .tar files to index; give a folder of WebDataset shards")
-    described = "\n".join([str(with_crc), *(identity(name) for name in files)])
+    described = "\n".join([str(with_crc), *(identity(name, fetching.retry) for name in files)])
     work = folder / ".index" / hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
     few = len(files) < 16  # a spawned process costs more than some small scans
-    scan = partial(_index_one, with_crc, work)
+    scan = partial(_index_one, with_crc, work, fetching.retry)
     cores = 1 if few and processes is None else processes
     found = run_jobs(scan, list(enumerate(files)), "index", work / "receipts", cores, quiet=few)
     assert found is not None, "all parts ran here"
     root = folder.resolve()
     shards, bad, extensions = [], [], Counter[str]()
     for name, receipt in zip(files, found, strict=True):
-        url = name if is_remote(name) else _relative(Path(name).resolve(), root)
+        url = redacted(name) if is_remote(name) else _relative(Path(name).resolve(), root)
         shards.append(
             Shard(url, receipt["samples"], receipt["bad_count"], receipt["bytes"], receipt["checksum"])
         )

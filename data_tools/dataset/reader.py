@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +15,29 @@ from data_tools.formats.manifest import Manifest
 from data_tools.formats.sidecar import Sidecar, read_sidecar
 from data_tools.order.shuffle import CHUNK_BYTES
 from data_tools.storage.atomic import write_atomically
-from data_tools.storage.cache_folder import cache_folder
+from data_tools.storage.cache_folder import cache_errors, make_shared_folder, share
 from data_tools.storage.checksum import crc32
 from data_tools.storage.handles import OpenFile, Recent
-from data_tools.storage.objects import MissingError, is_remote, read_all
+from data_tools.storage.objects import MissingError, RefusedError, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
+from data_tools.storage.urls import join_url
 
 Int64Array = NDArray[np.int64]
+REFUSED = "give a fresh signature, or credentials (S3: the environment or a profile; http: ~/.netrc)"
 
 
 class Store:
     """Shards and sidecars of one manifest; shared by a data set and its subsets."""
 
-    def __init__(self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions) -> None:
-        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``."""
+    def __init__(
+        self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions, sources: Sequence[str] = ()
+    ) -> None:
+        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``.
+
+        ``sources``: by which path or URL each shard is reached, where the manifest's own lacks a signature.
+        """
         self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
+        self.sources = sources
         self.remote = bool(base) or any(is_remote(url) for url in manifest.urls)
         self.segment_samples = max(
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
@@ -44,18 +52,24 @@ class Store:
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard."""
+        if self.sources:
+            return self.sources[shard]
         url = self.manifest.urls[shard]
         if is_remote(url):
             return url
         if self.base:
-            return f"{self.base}/{url}"
+            return join_url(self.base, url)
         return url if url.startswith("/") else f"{self._prefix}{url}"
 
-    def _read_sidecar(self, shard: int) -> Sidecar:
+    def sidecar_path(self, shard: int) -> Path:
+        """Where a shard's sidecar lies on this machine; a remote one is fetched."""
         name = self.manifest.sidecar_name(shard)
         if self.base:
             self._copy_sidecar(shard, name)
-        sidecar = read_sidecar(self.folder / name)
+        return self.folder / name
+
+    def _read_sidecar(self, shard: int) -> Sidecar:
+        sidecar = read_sidecar(self.sidecar_path(shard))
         if len(sidecar) != self.manifest.samples[shard] or sidecar.bad != self.manifest.bad[shard]:
             raise UserError(
                 f"{self.manifest.urls[shard]}: its sidecar has {len(sidecar)} samples ({sidecar.bad} bad), the manifest"
@@ -69,22 +83,27 @@ class Store:
         if path.exists() and crc32(path.read_bytes()) == expected:
             return
         try:
-            data = read_all(f"{self.base}/{name}", self.fetching.retry)
+            data = read_all(join_url(self.base, name), self.fetching.retry)
+        except RefusedError as error:
+            raise UserError(f"{error}; {REFUSED}") from None
         except MissingError as error:
             raise UserError(
                 f"{error}: the sidecar is missing; run `python -m data_tools index` there"
             ) from None
         if crc32(data) != expected:
             raise UserError(
-                f"{self.base}/{name}: not the sidecar that the manifest means; index the shards again"
+                f"{redacted(self.base)}/{name}: not the sidecar that the manifest means; index the shards again"
             )
-        write_atomically(path, data)
+        with cache_errors(self.folder):
+            make_shared_folder(path.parent)
+            write_atomically(path, data)
+            share(path)
 
     def cache(self) -> SegmentCache:
         """The node's cache of remote segments, as large as they are now."""
         if self._cache is None:
             name = f"{self.manifest.fingerprint}-{self.segment_samples}"
-            self._cache = SegmentCache(cache_folder() / "segments" / name, self.location, self.fetching)
+            self._cache = SegmentCache(self.fetching.cache / "segments" / name, self.location, self.fetching)
         return self._cache
 
     def use_segments(self, samples: int) -> None:
@@ -135,6 +154,8 @@ class Store:
         size = int(sidecar.size[row])
         try:
             raw = read(shard, number, int(sidecar.offset[row]), size)
+        except RefusedError as error:  # the whole store's answer, and nothing that a stand-in mends
+            raise UserError(f"{error}; {REFUSED}") from None
         except OSError as error:
             reason = str(error) if isinstance(error, MissingError) else f"cannot be read ({error.strerror})"
             raise DamagedSampleError(url, f"#{row}", reason) from None

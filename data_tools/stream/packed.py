@@ -19,6 +19,7 @@ from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
 from data_tools.order.shuffle import Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.storage.urls import redacted
 from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class PackedStream:
         _, rows = self.order.indices(positions)
         pieces = [self.plan.document[self.plan.row_start[row] : self.plan.row_start[row + 1]] for row in rows]
         urls = self.dataset.manifest.urls
-        return [[urls[shard] for shard in np.unique(self.dataset.locate(own)[0])] for own in pieces]
+        return [[redacted(urls[shard]) for shard in np.unique(self.dataset.locate(own)[0])] for own in pieces]
 
     def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
         """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""

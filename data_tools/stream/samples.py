@@ -16,6 +16,7 @@ from data_tools.errors import UserError
 from data_tools.order.permutation import derive_key
 from data_tools.order.shuffle import SHUFFLE_MEMORY, Layout, Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.storage.urls import redacted
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Stream:
         """The shard of each sample at ``positions``; of a damaged one, its own and not its stand-in's."""
         _, indices = self.order.indices(positions)
         shards, _ = self.dataset.locate(indices)
-        return [[self.dataset.manifest.urls[shard]] for shard in shards.tolist()]
+        return [[redacted(self.dataset.manifest.urls[shard])] for shard in shards.tolist()]
 
     def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
         """Another sample in place of a damaged one; every other position keeps its own."""
