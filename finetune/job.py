@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -15,8 +14,7 @@ from data_tools.storage.atomic import write_atomically
 from finetune.config import Config, build_config
 from finetune.protocol import run_protocol
 from finetune.results import RESULTS, table, write_results
-from pretrain.config.schema import plain
-from pretrain.config.show import flatten
+from pretrain.config.show import flatten, to_public_dict
 from pretrain.run.folder import RunFolder, load_run_config
 
 
@@ -33,7 +31,9 @@ def run(config: Config, report: Callable[[str], Any]) -> list[str]:
             folder.lock("out")
             folder.refuse_other_kind("task", "out")
             refuse_other_results(config)
-            write_atomically(folder.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
+            write_atomically(
+                folder.path / "config.yaml", yaml.safe_dump(to_public_dict(config), sort_keys=False)
+            )
         result, task = run_protocol(config, report)
         if not is_main_process:
             return []
@@ -58,15 +58,12 @@ def refuse_other_results(config: Config) -> None:
         return
     before = load_run_config(config.folder)
     with suppress(UserError):  # it has settings that are there no more: all differences count
-        before = as_dict(build_config(before))
-    before, now = flatten(before), flatten(as_dict(config))
+        before = to_public_dict(build_config(before))
+    before, now = flatten(before), flatten(to_public_dict(config))
     for key in sorted(before.keys() | now.keys()):
-        if key not in ("name", "out") and before.get(key) != now.get(key):
+        free = key in ("name", "out") or key.startswith("data.storage.")
+        if not free and before.get(key) != now.get(key):
             raise UserError(
                 f"{config.folder}: holds results of {key}={before.get(key)!r}, not {now.get(key)!r}; choose another "
                 "out, or delete the folder"
             )
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    return {key: plain(value) for key, value in asdict(config).items()}

@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
+from pretrain.config.sections import StorageConfig
 from pretrain.encoders.base import field
 from pretrain.evaluation.class_names import name_class
 
@@ -43,6 +44,8 @@ class LabelledDataConfig:
     """Boundaries that turn a number into a class: [1850, 1900] makes three eras of `json.year`."""
     test_samples: PositiveInt | None = None
     """Judge by so many test samples at most, drawn by the seed; None: by all of them."""
+    storage: StorageConfig = StorageConfig()
+    """Of remote data."""
 
 
 class Remembered:

@@ -17,6 +17,8 @@ from torch import Tensor
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
+from data_tools.storage.objects import redacted
+from data_tools.storage.segments import FetchOptions
 from finetune.config import Config
 from finetune.labels import Labelled, draw, drawable, hold_out, limit, read_labelled
 from finetune.progress import TimeLeft, TrainingProgress
@@ -76,14 +78,14 @@ def open_bench(config: Config) -> Bench:
             f"{modality}; choose another task or encoder"
         )
     assert config.data.train, "asked for with the settings"
-    given = open_for(config.data.train, modality)
-    pretrained.encoder.check_data(given, f"data.train={config.data.train}")
+    given = open_for(config.data.train, modality, config.data.storage.fetching)
+    pretrained.encoder.check_data(given, f"data.train={redacted(config.data.train)}")
     if config.data.test is None:
         train = read_labelled(given, config.data, names=class_names(given, config.data.label))
         train, test = hold_out(train, config.seed)
     else:
-        asked = open_for(config.data.test, modality)
-        pretrained.encoder.check_data(asked, f"data.test={config.data.test}")
+        asked = open_for(config.data.test, modality, config.data.storage.fetching)
+        pretrained.encoder.check_data(asked, f"data.test={redacted(config.data.test)}")
         names, test_names, note = comparable_names(given, asked, config.data.label)
         train = read_labelled(given, config.data, names=names)
         test = read_labelled(asked, config.data, train.classes, test_names)
@@ -91,10 +93,13 @@ def open_bench(config: Config) -> Bench:
     return Bench(config, pretrained, train, limit(test, config.data.test_samples, config.seed))
 
 
-def open_for(path: str, modality: str) -> Dataset:
-    dataset = open_dataset(path)
+def open_for(path: str, modality: str, fetching: FetchOptions) -> Dataset:
+    """The data set at a path or URL; raises a `UserError` where its samples are of another modality."""
+    dataset = open_dataset(path, fetching=fetching)
     if modality not in dataset.fields:
-        raise UserError(f"{path}: its samples have no {modality}; they have: {', '.join(dataset.fields)}")
+        raise UserError(
+            f"{redacted(path)}: its samples have no {modality}; they have: {', '.join(dataset.fields)}"
+        )
     return dataset
 
 

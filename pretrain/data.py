@@ -7,6 +7,7 @@ import torch
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
+from data_tools.storage.objects import redacted
 from data_tools.stream.loader import Loader
 from data_tools.stream.mixed import Mixture
 from data_tools.stream.packed import PackedStream
@@ -18,7 +19,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.config import check_schedule
 
 Sources = dict[str, Dataset]
-"""Data sets by the path that the configuration gives them; a run over one has one."""
+"""Data sets by name (`DataConfig.paths`); a run over one has one."""
 
 
 def open_sources(data: DataConfig) -> Sources:
@@ -27,7 +28,7 @@ def open_sources(data: DataConfig) -> Sources:
     Raises:
         UserError: one is not there, or their token numbers are those of different tokenizers.
     """
-    sources = {path: open_dataset(path) for path in data.weights}
+    sources = {name: open_dataset(path, fetching=data.storage.fetching) for name, path in data.paths.items()}
     tokenizers = {path: fingerprint_of(find_tokenizer(dataset)) for path, dataset in sources.items()}
     first, *others = tokenizers
     for other in others:
@@ -44,8 +45,8 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
     Raises:
         UserError: it is not there, is one that is trained on, is of another kind, or has another tokenizer.
     """
-    path = data.validation or ""
-    dataset = open_dataset(path)
+    dataset = open_dataset(data.validation or "", fetching=data.storage.fetching)
+    path = redacted(data.validation or "")
     for name, source in sources.items():
         if dataset.fingerprint == source.fingerprint:
             raise UserError(

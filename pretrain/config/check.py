@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_tools.errors import UserError
 from data_tools.storage.objects import has_secrets, redacted
-from pretrain.config.sections import Config, ProbeConfig, ValidationConfig
+from pretrain.config.sections import Config, ProbeConfig, ValidationConfig, weigh
 from pretrain.optim.config import check_optimizer, check_schedule
 
 
@@ -23,6 +23,10 @@ def check(config: Config) -> None:
         raise UserError(f"init_with={config.init_with}: is of a run that init_from names; name one")
     for url in config.checkpoint.targets:
         refuse_secrets("checkpoint.targets", url)
+    if len(config.data.weights) < len(weigh(config.data.path)):
+        raise UserError(
+            f"data.path: names {next(iter(config.data.weights))} twice, by other passwords or signatures"
+        )
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
     check_probe(config.probe)
@@ -79,9 +83,10 @@ def check_validation(config: Config) -> None:
                 "give data.validation=PATH"
             )
         return
-    refuse_secrets("data.validation", path)
-    if path in config.data.weights:
-        raise UserError(f"data.validation={path}: is trained on (data.path); give data that are held out")
+    if redacted(path) in config.data.weights:
+        raise UserError(
+            f"data.validation={redacted(path)}: is trained on (data.path); give data that are held out"
+        )
     ratio = settings.mask_ratio
     if ratio is None:
         return

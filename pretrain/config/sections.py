@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_tools.order.batch_sizes import BatchSizes
+from data_tools.storage.objects import Retry, StorageOptions, redacted
+from data_tools.storage.retry import PATIENT
+from data_tools.storage.segments import CACHE_BYTES, PREFETCH_BYTES, FetchOptions
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.config.schema import Share, build_section
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
@@ -17,12 +20,39 @@ from pretrain.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True)
+class StorageConfig:
+    """How data that do not lie on this machine are reached, and what is kept of them here."""
+
+    options: StorageOptions = StorageOptions()
+    cache_folder: str | None = None
+    """Where this node keeps what it has fetched. Default: MASQUERADE_CACHE, else in a job of a cluster the node's own
+    disk (SLURM_TMPDIR, TMPDIR, /tmp), elsewhere ~/.cache/masquerade."""
+    cache_bytes: PositiveInt = CACHE_BYTES
+    """Of each data set, on each node: allow twice what the lanes hold at once."""
+    prefetch_bytes: PositiveInt = PREFETCH_BYTES
+    """On their way to a process at once, ahead of their use."""
+    patience: PositiveFloat = PATIENT.patience
+    """Seconds that an outage of the storage is waited for."""
+
+    @property
+    def fetching(self) -> FetchOptions:
+        """As `open_dataset` takes it."""
+        return FetchOptions(
+            cache_bytes=self.cache_bytes,
+            prefetch_bytes=self.prefetch_bytes,
+            cache_folder=Path(self.cache_folder) if self.cache_folder else None,
+            retry=Retry(patience=self.patience, storage=self.options),
+        )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which shards, and how they become rows and batches."""
 
     path: str | dict[str, float] | None = None
     """Needed: a data set, or several with their weights, `{shards/a: 0.7, shards/b: 0.3}`. Weights may change when a
-    run is started again; they hold from there on."""
+    run is started again; they hold from there on. Passwords and signatures in URLs are used, and written nowhere: give
+    them again when the run is started again."""
     validation: str | None = None
     """Held-out data of the same kind: the loss on them is measured every `validation.every` steps."""
     mix_by: Literal["sample", "token"] = "sample"
@@ -34,11 +64,23 @@ class DataConfig:
     workers: NonNegativeInt = 1
     """Decoding workers of each rank, which work ahead while the device trains; 0 decodes in the training thread."""
     worker_kind: Literal["thread", "process"] = "thread"
+    storage: StorageConfig = StorageConfig()
+    """Of remote data, those of validation and probes too."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The data sets by name: their path or URL without what is secret in it."""
+        return {redacted(path): path for path in weigh(self.path)}
 
     @property
     def weights(self) -> dict[str, float]:
-        """The data sets with their weights; one alone has all of it."""
-        return dict(self.path) if isinstance(self.path, dict) else {self.path: 1.0} if self.path else {}
+        """The weights of the data sets by name; one alone has all of it."""
+        return {redacted(path): weight for path, weight in weigh(self.path).items()}
+
+
+def weigh(path: str | dict[str, float] | None) -> dict[str, float]:
+    """What `data.path` names, with its weights."""
+    return dict(path) if isinstance(path, dict) else {path: 1.0} if path else {}
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,26 @@ import yaml
 
 from pretrain.config.schema import plain
 from pretrain.config.sections import Config
+from pretrain.tracking.environment import redact
 
 COMMAND_LINE = "command line"
 """Where a value came from that no recipe says."""
+OF_DATA = ("data", "probe")
+"""Sections with the URLs of data."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain values that YAML and JSON can hold, and `build_config` reads back."""
     return {key: plain(value) for key, value in asdict(config).items()}
+
+
+def to_public_dict(config: Any) -> dict[str, Any]:
+    """`to_dict` of a configuration of any kind, without what is secret in the URLs and options of data.
+
+    It is read back as the settings of the same run; who needs the secret gives it again.
+    """
+    values = {key: plain(value) for key, value in asdict(config).items()}
+    return {key: redact(value) if key in OF_DATA else value for key, value in values.items()}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -32,7 +44,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def format_config(config: Config, origin: dict[str, str]) -> str:
     """The resolved configuration as YAML, each value that is not a default marked with where it came from."""
     lines = []
-    for line, dotted in yaml_lines(to_dict(config)):
+    for line, dotted in yaml_lines(to_public_dict(config)):
         source = origin.get(dotted)
         lines.append(f"{line}  # {source}" if source else line)
     return "\n".join(lines)
@@ -61,7 +73,7 @@ def describe_config(config: Config, origin: dict[str, str], recipe: str) -> str:
 
 def list_overrides(config: Any, origin: dict[str, str]) -> str:
     """A line that names what the command line has set otherwise; nothing where there is none."""
-    values = flatten({key: plain(value) for key, value in asdict(config).items()})
+    values = flatten(to_public_dict(config))
     own = [f"{key}={values.get(key)}" for key, source in origin.items() if source == COMMAND_LINE]
     return f"\n  set here: {', '.join(own)}" if own else ""
 

@@ -12,6 +12,7 @@ from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
+from data_tools.storage.segments import FetchOptions
 from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import Encoder, field
 from pretrain.engine.base import Engine
@@ -26,11 +27,12 @@ BATCH_SIZE = 256
 class OnlineProbe:
     """Probes an objective's encoder during the run, on labelled samples that training does not use."""
 
-    def __init__(self, config: ProbeConfig) -> None:
+    def __init__(self, config: ProbeConfig, fetching: FetchOptions = FetchOptions()) -> None:  # noqa: B008 - frozen
+        """``fetching``: how data that do not lie on this machine are reached."""
         self.config = config
         assert config.train and config.test, "asked for where probes run"
-        self.train = first(open_dataset(config.train), config.train_samples)
-        self.test = first(open_dataset(config.test), config.test_samples)
+        self.train = first(open_dataset(config.train, fetching=fetching), config.train_samples)
+        self.test = first(open_dataset(config.test, fetching=fetching), config.test_samples)
 
     def measure(self, objective: Objective, engine: Engine) -> dict[str, float]:
         """Accuracies {"knn", "linear"} in [0, 1], the same on every rank. Called on all ranks together.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_tools.dataset.damage import Damage
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
+from data_tools.storage.objects import redacted
 from data_tools.stream.loader import make_micro_batch
 from pretrain.config.sections import Config
 from pretrain.data import Sources, build_stream, open_validation
@@ -37,7 +38,7 @@ class Validation:
         Raises:
             UserError: they are not there, are trained on, or have another tokenizer.
         """
-        path = config.data.validation or ""
+        path = redacted(config.data.validation or "")
         held_out = replace(config, data=replace(config.data, path=path))
         self.path = path
         self.seed = config.seed

@@ -72,8 +72,9 @@ def use_notes(encoder: Encoder) -> str:
 
 def data_section(config: Config, dataset: Dataset) -> str:
     """What was trained on: `dataset`, and the others where several were mixed."""
-    others = list(config.data.weights)[1:]
-    sources = [dataset, *(open_dataset(path) for path in others)]
+    others = list(config.data.paths.values())[1:]
+    fetching = config.data.storage.fetching
+    sources = [dataset, *(open_dataset(path, fetching=fetching) for path in others)]
     sections = []
     for (path, weight), source in zip(config.data.weights.items(), sources, strict=True):
         share = f", weight {weight:g}" if others else ""

@@ -7,6 +7,7 @@ data that are not there) ends this one at once.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,11 +89,12 @@ def dry_run(config: Config) -> DryRun:
         trainer.add_hooks(build_hooks(config, objective, sources, engine, tracker=None))
         trainer.run_hooks(initial=True)
         seconds, steps = [], iter(trainer.loader)
-        for _ in range(STEPS):
-            started = time.perf_counter()
-            trainer.train_step(trainer.take_batch(steps))
-            values = trainer.reduce_values(after=trainer.step - 1)  # waits for the device
-            seconds.append(time.perf_counter() - started)
+        with closing(trainer.loader):
+            for _ in range(STEPS):
+                started = time.perf_counter()
+                trainer.train_step(trainer.take_batch(steps))
+                values = trainer.reduce_values(after=trainer.step - 1)  # waits for the device
+                seconds.append(time.perf_counter() - started)
         return DryRun(
             ranks=engine.world.size,
             seconds=tuple(seconds),

@@ -15,7 +15,7 @@ from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
 from pretrain.config.load import build_config
 from pretrain.config.sections import Config
-from pretrain.config.show import flatten, to_dict
+from pretrain.config.show import flatten, to_dict, to_public_dict
 
 # What may change between two starts of the same run without making it another run.
 FREE_SECTIONS = (
@@ -32,6 +32,7 @@ FREE_KEYS = (
     "data.path",
     "data.validation",
     "data.max_damage_rate",
+    "data.storage",
     "train.micro_batch_size",
     "train.max_skipped_steps",
     "train.spike_sigma",
@@ -94,7 +95,7 @@ class RunFolder:
         self.lock("run_dir")
         self.refuse_other_kind("objective", "run_dir")
         self.changes = self.refuse_other_run(config, allowed)
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(to_public_dict(config), sort_keys=False))
         return self.run_id()
 
     def lock(self, setting: str) -> None:

@@ -6,6 +6,7 @@ Nothing of the run is changed. The weights are those of the newest checkpoint be
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def replay(run: Path, step: int, overrides: list[str]) -> dict[str, Any]:
             take_over_state(trainer)
         if engine.world.rank == 0:
             print(f"from step {trainer.step}; steps {trainer.step + 1} to {step} are run", flush=True)
-        found = examine(trainer, step)
+        with closing(trainer.loader):
+            found = examine(trainer, step)
         logged = next((v for v in read_metrics(run) if v["kind"] == "train" and v["step"] == step), {})
         found = {"step": step, "logged": {k: logged[k] for k in found["values"] if k in logged}, **found}
         engine.on_main_process(

@@ -21,7 +21,7 @@ from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size
 from pretrain.config.sections import Config
-from pretrain.config.show import to_dict
+from pretrain.config.show import to_public_dict
 from pretrain.data import (
     Sources,
     build_stream,
@@ -160,7 +160,12 @@ def train(
         fit_steps_to_progress(trainer)
         if is_main_process:
             trainer.tracker = Tracker(
-                folder.path, config.tracking, to_dict(config), trainer.total_steps, run_id, trainer.step
+                folder.path,
+                config.tracking,
+                to_public_dict(config),
+                trainer.total_steps,
+                run_id,
+                trainer.step,
             )
             for report in loaded:
                 print(report, flush=True)
@@ -282,7 +287,7 @@ def picture_hook(
 
 
 def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
-    probe = OnlineProbe(config.probe)
+    probe = OnlineProbe(config.probe, config.data.storage.fetching)
     check_probe_data(probe, objective.product_encoder)
 
     def hook(step: int) -> None:

@@ -106,7 +106,10 @@ class Tracker:
 
 def digest_settings(config: dict[str, Any]) -> str:
     """What identifies the settings that decide what is learned."""
-    text = json.dumps({section: config.get(section) for section in LEARNED}, sort_keys=True, default=str)
+    learned = {section: config.get(section) for section in LEARNED}
+    if isinstance(data := learned["data"], dict):
+        learned["data"] = {key: value for key, value in data.items() if key != "storage"}
+    text = json.dumps(learned, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from data_tools.storage.urls import redact_urls
+
 PACKAGES = ("masquerade", "torch", "transformers", "tokenizers", "safetensors", "webdataset", "numpy", "pillow",
             "wandb", "pydantic", "deepspeed")  # fmt: skip
 HIDDEN = "[redacted]"
@@ -28,14 +30,16 @@ SECRET_WORDS = {
     "passphrase",
     "credential",
     "credentials",
+    "authorization",
+    "cookie",
 }
 # Special tokens of a vocabulary are settings, not secrets.
 HARMLESS = re.compile(r"(mask|pad|unk|cls|sep|bos|eos|decoder_start|special)_?tokens?", re.IGNORECASE)
 ASSIGNMENT = re.compile(r"(?P<name>-{0,2}[\w.-]+)(?P<equals>=)(?P<value>.+)", re.DOTALL)
-# Secrets known by their form: Hugging Face, GitHub, AWS, OpenAI-like, W&B keys, bearer tokens, passwords in URLs.
+# Secrets known by their form: Hugging Face, GitHub, AWS, OpenAI-like, W&B keys, bearer tokens.
 SECRET_FORMS = re.compile(
     r"hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|sk-[\w-]{20,}|wandb_v1_\w{10,}"
-    r"|(?<=Bearer )\S+|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)|(?<=[?&]X-Amz-Signature=)\w+|(?<=[?&]sig=)[^&\s]+"
+    r"|(?<=Bearer )\S+|(?<=Basic )[\w+/=]{8,}"
 )
 
 
@@ -69,11 +73,12 @@ def hideable(value: Any, name: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """Free text without this process's secrets (values of secret environment variables) and known forms of secrets."""
+    """Free text without this process's secrets (values of secret environment variables) and known forms of secrets,
+    URLs without user, password and query."""
     for name, secret in os.environ.items():
         if is_secret_name(name) and len(secret) >= 8:  # shorter ones would take ordinary words with them
             text = text.replace(secret, HIDDEN)
-    return SECRET_FORMS.sub(HIDDEN, text)
+    return SECRET_FORMS.sub(HIDDEN, redact_urls(text))
 
 
 def redact_command(arguments: list[str]) -> list[str]:
