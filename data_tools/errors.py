@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from data_tools.storage.urls import redact_urls
+
 
 class UserError(ValueError):
     """Bad input or settings: the message says what was wrong, where, and what to do about it."""
@@ -90,7 +92,7 @@ def tell_error(error: BaseException) -> int:
     if text and not getattr(error, TOLD, False):
         if is_shared(error):
             wait_for_the_end()
-        print(text, file=sys.stderr, flush=True)
+        print(redact_urls(text), file=sys.stderr, flush=True)
     setattr(error, TOLD, True)
     return status
 

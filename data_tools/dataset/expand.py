@@ -14,7 +14,7 @@ from data_tools.storage.objects import Retry, glob_objects
 from data_tools.storage.urls import is_http, is_remote, redacted
 
 TARS = (".tar", ".tar.gz", ".tgz")
-MOST = 10_000_000
+MOST = 1_000_000
 """Names that braces may stand for."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import Sample, decode_sample
 from data_tools.errors import UserError
+from data_tools.storage.urls import redacted
 from data_tools.stream.collate import collate
 from data_tools.stream.loader import Transform
 from data_tools.stream.randomness import sample_rng
@@ -51,13 +52,13 @@ def unindexed_samples(
             try:
                 sample = decode_sample(raw["__key__"], members, options)
             except DecodeError as error:
-                log.warning("%s: sample %s: %s", raw.get("__url__"), raw["__key__"], error)
+                log.warning("%s: sample %s: %s", redacted(str(raw.get("__url__"))), raw["__key__"], error)
                 continue
             sample["__epoch__"] = epoch
             seen += 1
             yield sample
         if not seen:
-            raise UserError(f"{mine[0]}: no sample came from {len(mine)} shards; check the URLs")
+            raise UserError(f"{redacted(mine[0])}: no sample came from {len(mine)} shards; check the URLs")
 
 
 def unindexed_batches(
