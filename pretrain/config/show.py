@@ -10,7 +10,7 @@ import yaml
 
 from pretrain.config.schema import plain
 from pretrain.config.sections import Config
-from pretrain.tracking.environment import redact
+from pretrain.tracking.environment import redact, redact_text
 
 COMMAND_LINE = "command line"
 """Where a value came from that no recipe says."""
@@ -74,7 +74,8 @@ def describe_config(config: Config, origin: dict[str, str], recipe: str) -> str:
 def list_overrides(config: Any, origin: dict[str, str]) -> str:
     """A line that names what the command line has set otherwise; nothing where there is none."""
     values = flatten(to_public_dict(config))
-    own = [f"{key}={values.get(key)}" for key, source in origin.items() if source == COMMAND_LINE]
+    chosen = [redact_text(key) for key, source in origin.items() if source == COMMAND_LINE]
+    own = [f"{key}={values.get(key)}" for key in chosen]
     return f"\n  set here: {', '.join(own)}" if own else ""
 
 
