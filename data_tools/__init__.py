@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from data_tools.errors import UserError as UserError
     from data_tools.formats.shard_writer import ShardWriter as ShardWriter
     from data_tools.formats.shard_writer import finish_dataset as finish_dataset
+    from data_tools.storage.options import StorageOptions as StorageOptions
+    from data_tools.storage.retry import Retry as Retry
     from data_tools.storage.segments import FetchOptions as FetchOptions
     from data_tools.stream.evaluation import evaluation_batches as evaluation_batches
     from data_tools.stream.loader import Loader as Loader
@@ -31,7 +33,9 @@ _HOMES = {
     "Loader": "stream.loader",
     "Mixture": "stream.mixed",
     "PackedStream": "stream.packed",
+    "Retry": "storage.retry",
     "ShardWriter": "formats.shard_writer",
+    "StorageOptions": "storage.options",
     "Stream": "stream.samples",
     "StreamDataset": "stream.torch_dataset",
     "UserError": "errors",

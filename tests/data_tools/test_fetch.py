@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
 from data_tools.order.shuffle import Layout
-from data_tools.storage.objects import Retry, redacted
+from data_tools.storage.objects import Retry, StorageOptions, redacted
 from data_tools.storage.segments import FetchOptions
 from data_tools.stream.loader import Loader
 from data_tools.stream.packed import PackedStream
@@ -245,6 +246,12 @@ def test_s3_gives_the_samples_of_the_folder(folder, monkeypatch):
         for path in folder.iterdir():
             s3.pipe_file(f"bucket/data/{path.name}", path.read_bytes())
         assert keys_of(open_dataset("s3://bucket/data", fetching=FAST)) == [f"{i:06d}" for i in range(60)]
+        options = StorageOptions(endpoint_url=os.environ["AWS_ENDPOINT_URL"], requester_pays=True)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://nowhere.invalid")
+        own = FetchOptions(retry=Retry(patience=2.0, storage=options))
+        assert keys_of(open_dataset("s3://bucket/data/*.tar", fetching=own)) == [
+            f"{i:06d}" for i in range(60)
+        ]
 
 
 def test_manifest_of_urls_mixes_with_local_folder(folder, tmp_path):
