@@ -95,7 +95,7 @@ def open_bench(config: Config) -> Bench:
 
 def open_for(path: str, modality: str, fetching: FetchOptions) -> Dataset:
     """The data set at a path or URL; raises a `UserError` where its samples are of another modality."""
-    dataset = open_dataset(path, fetching=fetching)
+    dataset = open_dataset(path, fetching=fetching).unmarked()
     if modality not in dataset.fields:
         raise UserError(
             f"{redacted(path)}: its samples have no {modality}; they have: {', '.join(dataset.fields)}"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from data_tools.dataset.sources import TARS
 from data_tools.errors import UserError
-from data_tools.storage.objects import Retry, glob_objects
+from data_tools.storage.objects import Retry, list_objects
 from data_tools.storage.urls import is_http, is_remote, redacted
 
-TARS = (".tar", ".tar.gz", ".tgz")
 MOST = 1_000_000
 """Names that braces may stand for."""
 
@@ -37,7 +37,7 @@ def expand(source: str | Path | Sequence[str | Path], retry: Retry) -> list[str]
         if not has_pattern(name):
             found.append(name)
         elif is_remote(name):
-            found += glob_objects(name, retry)
+            found += list_objects(name, retry)
         else:
             found += leave_out_companions(sorted(glob.glob(expand_home(name))))  # noqa: PTH207
     return found

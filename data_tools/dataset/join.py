@@ -15,8 +15,12 @@ import numpy as np
 
 from data_tools.dataset.reader import Store
 from data_tools.errors import UserError
-from data_tools.formats.manifest import MANIFEST_VERSION, Manifest, write_manifest
+from data_tools.formats.manifest import MANIFEST_VERSION, Manifest, MarksSeal, write_manifest
+from data_tools.formats.marks import Mark, marks_to_bytes
+from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once
+from data_tools.storage.checksum import crc32
+from data_tools.storage.location import location_of
 from data_tools.storage.urls import redacted
 
 AT_ONCE = 32
@@ -31,7 +35,7 @@ def join_manifests(stores: Sequence[Store]) -> Manifest:
         UserError: a shard stands in two of them, or their classes or tokenizers differ.
     """
     manifests = [store.manifest for store in stores]
-    urls = [redacted(place) for store in stores for place in absolute_places(store)]
+    urls = [location_of(place) for store in stores for place in absolute_places(store)]
     twice = [url for url, count in Counter(urls).items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]}: stands in two of the data sets that are to be one; name it once")
@@ -44,7 +48,31 @@ def join_manifests(stores: Sequence[Store]) -> Manifest:
         extensions=tuple(sorted({one for manifest in manifests for one in manifest.extensions})),
         has_length=all(manifest.has_length for manifest in manifests),
         about=join_abouts(stores),
+        has_crc=all(store.knows_content for store in stores),
+        marks=seal_marks(join_marks(stores)),
+        versions=join_versions(manifests),
     )
+
+
+def join_marks(stores: Sequence[Store]) -> list[Mark]:
+    """What `verify` marked in each of them, by the number that its shard has among all."""
+    marks, before = [], 0
+    for store in stores:
+        found = [mark for rows in store.marks.values() for mark in rows.values()]
+        marks += [mark._replace(shard=mark.shard + before) for mark in found]
+        before += len(store.manifest.urls)
+    return marks
+
+
+def seal_marks(marks: Sequence[Mark]) -> MarksSeal | None:
+    """What the manifest says of the file of marks; None where there are none."""
+    return MarksSeal(len(marks), crc32(marks_to_bytes(marks))) if marks else None
+
+
+def join_versions(manifests: Sequence[Manifest]) -> tuple[str, ...]:
+    """Of each shard; empty where none is known."""
+    versions = [v for manifest in manifests for v in (manifest.versions or ("",) * len(manifest.urls))]
+    return tuple(versions) if any(versions) else ()
 
 
 def absolute_places(store: Store) -> list[str]:
@@ -114,13 +142,17 @@ def write_joined(manifest: Manifest, stores: Sequence[Store], folder: Path) -> N
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done in pool.map(copy, range(len(rows))):
             assert done is None
+    if manifest.marks is not None:
+        write_atomically(folder / manifest.marks.name, marks_to_bytes(join_marks(stores)))
     write_manifest(manifest, folder)
 
 
 def keep_joined(stores: Sequence[Store], cache: Path) -> Path:
     """The folder in the cache that holds several data sets as one; it is made unless it is there."""
     manifest = join_manifests(stores)
-    described = "\0".join([manifest.fingerprint, json.dumps(manifest.about), *manifest.urls])
+    described = "\0".join(
+        [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about), *manifest.urls]
+    )
     digest = hashlib.blake2b(described.encode(), digest_size=16)
     return build_once(
         cache / f"joined-v{MANIFEST_VERSION}" / digest.hexdigest(),

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.expand import TARS, expand
-from data_tools.dataset.index import identity, index_shards, unpack
+from data_tools.dataset.expand import expand
+from data_tools.dataset.index import index_shards, unpack
 from data_tools.dataset.join import absolute_places, keep_joined
 from data_tools.dataset.reader import REFUSED, Store
+from data_tools.dataset.sources import TARS, find_tars, identify
 from data_tools.decode.kinds import PICKLE_EXTENSIONS
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
-from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, read_manifest
+from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, read_manifest
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_errors, make_shared_folder, share
+from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import MissingError, RefusedError, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions
-from data_tools.storage.urls import join_url, name_of, parent_url
+from data_tools.storage.urls import join_url, parent_url
 
 log = logging.getLogger(__name__)
 
@@ -41,38 +46,60 @@ def open_dataset(
 ) -> Dataset:
     """Open whatever a user names: ``sample:digits``, a folder or its URL, a manifest, a tar, or several of them.
 
-    Several are a list, braces (``{000000..000099}.tar``) or a pattern (``s3://bucket/*.tar``). Tars without a manifest
-    are indexed once into the cache; data sets with manifests become one, in the order in which they are named.
+    Several are a list, braces (``{000000..000099}.tar``) or a pattern (``s3://bucket/*.tar``); data sets with manifests
+    become one, in the order in which they are named. Tars without a manifest, a prefix of an object store included, are
+    indexed into the cache: once, while others that ask meanwhile wait; again when one of them was replaced.
 
     Raises:
-        UserError: there is nothing to open, or what is named cannot be one data set.
+        UserError: there is nothing to open, a folder that is packed in part only, or what cannot be one data set.
     """
-    store = open_store(source, fetching)
-    manifest = store.manifest
+    found = find_dataset(source, fetching)
+    manifest = read_manifest(found.folder / MANIFEST_NAME)
     refused = sorted(e for e in manifest.extensions if e.rsplit(".", 1)[-1] in PICKLE_EXTENSIONS)
     if refused:
         raise UserError(
-            f"{shown(source)}: members .{', .'.join(refused)} are pickles, which can run code; repack the data without "
-            "them"
+            f"{shown(source)}: members .{', .'.join(refused)} are pickles, which can run code; repack the data "
+            "without them"
         )
     if not int(manifest.counts.sum()):
         raise UserError(
             f"{shown(source)}: holds no usable samples; run `python -m data_tools verify` to see why"
         )
-    return Dataset(store, options)
+    if manifest.has_crc is False:
+        warn_once(
+            f"{shown(source)}: indexed without CRC: its identity ({manifest.fingerprint}) is of the layout only, other "
+            "bytes of the same sizes go unnoticed; `python -m data_tools index` takes the CRC"
+        )
+    if manifest.marks is not None:
+        warn_once(
+            f"{shown(source)}: {manifest.marks.samples} samples are marked by verify; others stand in for them"
+        )
+    return _open(found, manifest, options, fetching)
 
 
-def open_marked(folder: Path) -> Dataset:
-    """A folder with a manifest, even when all of its samples are marked bad: for ``verify``."""
-    return Dataset(Store(read_manifest(folder / MANIFEST_NAME), folder, "", FetchOptions()), DecodeOptions())
+def open_marked(
+    source: str | Path,
+    fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+) -> Dataset:
+    """Open a folder or URL with a manifest for ``verify``: whatever is usable of it, and marked so far."""
+    text = str(source)
+    found = _remote_manifest(text, fetching) if is_remote(text) else None
+    if found is None and is_remote(text):
+        raise UserError(f"{redacted(text)}: no manifest there; write one with `python -m data_tools index`")
+    found = found or (find_dataset(text, fetching) if text.startswith("sample:") else Found(Path(text)))
+    manifest = dataclasses.replace(read_manifest(found.folder / MANIFEST_NAME), marks=None)
+    return _open(found, manifest, DecodeOptions(), fetching)
 
 
-def open_store(source: str | Path | Sequence[str | Path], fetching: FetchOptions) -> Store:
-    """The shards and sidecars of whatever was asked for, usable or not."""
-    found = find_dataset(source, fetching)
-    return Store(
-        read_manifest(found.folder / MANIFEST_NAME), found.folder, found.base, fetching, found.sources
-    )
+def _open(found: Found, manifest: Manifest, options: DecodeOptions, fetching: FetchOptions) -> Dataset:
+    return Dataset(Store(manifest, found.folder, found.base, fetching, found.sources), options)
+
+
+@lru_cache(maxsize=256)
+def warn_once(text: str) -> None:
+    """Warn of a data set at the first time that it is opened, and not in workers, which open what their parent has."""
+    if parent_process() is None:
+        log.warning(text)
 
 
 def shown(source: str | Path | Sequence[str | Path]) -> str:
@@ -92,31 +119,31 @@ def find_dataset(source: str | Path | Sequence[str | Path], fetching: FetchOptio
         raise UserError(NOTHING.format(shown(source)))
     if len(parts) == 1:
         return find_part(parts[0], shown(source), fetching)
-    stores = [open_store(part if is_tars(part) else part[0], fetching) for part in parts]
-    return Found(
-        keep_joined(stores, fetching.cache),
-        "",
-        [place for store in stores for place in absolute_places(store)],
-    )
+    stores = []
+    for part in parts:
+        found = find_part(part, shown(part), fetching)
+        manifest = read_manifest(found.folder / MANIFEST_NAME)
+        stores.append(Store(manifest, found.folder, found.base, fetching, found.sources))
+    places = [place for store in stores for place in absolute_places(store)]
+    return Found(keep_joined(stores, fetching.cache), sources=places)
 
 
 def part_sources(names: Sequence[str]) -> list[list[str]]:
     """Names in a row that are tars are one part, every other name is one."""
     parts: list[list[str]] = []
     for name in names:
-        if parts and is_tars([name]) and is_tars(parts[-1]):
+        if parts and is_tar(name) and is_tar(parts[-1][0]):
             parts[-1].append(name)
         else:
             parts.append([name])
     return parts
 
 
-def is_tars(part: Sequence[str]) -> bool:
-    """Whether a part is tars, and no folder, manifest or sample data."""
-    first = part[0]
-    if name_of(first).endswith(TARS):
-        return True
-    return not is_remote(first) and Path(first).is_file() and Path(first).name != MANIFEST_NAME
+def is_tar(name: str) -> bool:
+    """Whether it is a tar, or a file that is taken for one; no folder, manifest or sample data."""
+    if name_ends(name, TARS):
+        return is_remote(name) or not Path(name).expanduser().is_dir()
+    return not is_remote(name) and Path(name).is_file() and Path(name).name != MANIFEST_NAME
 
 
 def find_part(part: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
@@ -126,33 +153,33 @@ def find_part(part: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
         from data_tools.samples import sample_folder
 
         return Found(sample_folder(text.removeprefix("sample:")))
-    if is_tars(part):
-        return indexed_folder(part, asked, fetching)
+    if is_tar(text):
+        return _indexed(part, asked, fetching)
     if is_remote(text):
-        return remote_folder(text, fetching)
+        return _remote_manifest(text, fetching) or _listed(text, fetching)
     path = Path(text).expanduser()
     if path.name == MANIFEST_NAME:
         return Found(path.parent)
     if (path / MANIFEST_NAME).is_file():
         return Found(path)
-    tars = sorted(str(file) for file in path.rglob("*") if file.name.endswith(TARS))
-    return indexed_folder(tars, asked, fetching)
+    return _indexed(find_tars(text), asked, fetching)
 
 
 NOTHING = "{}: no such data set; give a folder with manifest.json or .tar files, a glob, or sample:NAME"
 
 
-def remote_folder(url: str, fetching: FetchOptions) -> Found:
-    """Copy a remote manifest here; it is small, and may have changed since the last time."""
+def _remote_manifest(url: str, fetching: FetchOptions) -> Found | None:
+    """Copy a remote manifest here; it is small, and may have changed since the last time. None where there is none."""
     base = parent_url(url, MANIFEST_NAME)
-    digest = hashlib.blake2b(redacted(base).encode(), digest_size=16).hexdigest()
-    folder = fetching.cache / "remote" / digest
+    folder = (
+        fetching.cache / "remote" / hashlib.blake2b(location_of(base).encode(), digest_size=16).hexdigest()
+    )
     try:
         data = read_all(join_url(base, MANIFEST_NAME), fetching.retry)
     except RefusedError as error:
         raise UserError(f"{error}; {REFUSED}") from None
-    except MissingError as error:
-        raise UserError(f"{error}: no manifest there; write one with `python -m data_tools index`") from None
+    except MissingError:
+        return None
     with cache_errors(folder):
         make_shared_folder(folder)
         write_atomically(folder / MANIFEST_NAME, data)
@@ -160,13 +187,26 @@ def remote_folder(url: str, fetching: FetchOptions) -> Found:
     return Found(folder, base)
 
 
-def indexed_folder(tars: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
+def _listed(url: str, fetching: FetchOptions) -> Found:
+    """The tars of a prefix that has no manifest."""
+    try:
+        tars = find_tars(url, retry=fetching.retry)
+    except UserError:  # most web servers list nothing
+        tars = []
+    if not tars:
+        raise UserError(
+            f"{redacted(url)}: no manifest there, and no tars are listed; write one with `python -m data_tools index`, "
+            "or name the tars"
+        )
+    return _indexed(tars, redacted(url), fetching)
+
+
+def _indexed(tars: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
     """Index tars into the cache, unless that was done for these very files before; gzipped ones are unpacked."""
     if not tars:
         raise UserError(NOTHING.format(asked))
-    digest = hashlib.blake2b(digest_size=16)
-    for name in tars:
-        digest.update(f"{identity(name, fetching.retry)}\0".encode())
+    described = "\0".join(["crc", *identify(tars, fetching.retry)])
+    digest = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
     def build(folder: Path) -> None:
         log.info(
@@ -176,5 +216,6 @@ def indexed_folder(tars: Sequence[str], asked: str, fetching: FetchOptions) -> F
         for shard, key, fault in bad[:20]:
             log.warning("%s: %s: %s", shard, key or "shard", fault)
 
-    folder = build_once(fetching.cache / f"index-v{MANIFEST_VERSION}" / digest.hexdigest(), build)
-    return Found(folder, "", [unpack(name, fetching) for name in tars])
+    folder = build_once(fetching.cache / f"index-v{MANIFEST_VERSION}" / digest, build)
+    files = [unpack(name, fetching) for name in tars]
+    return Found(folder, sources=[name if is_remote(name) else str(Path(name).resolve()) for name in files])

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.identity import ask_versions, find_change, find_former_fingerprints, name_cache
 from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest
+from data_tools.formats.marks import Marks, parse_marks
 from data_tools.formats.sidecar import Sidecar, read_sidecar
 from data_tools.order.shuffle import CHUNK_BYTES
 from data_tools.storage.atomic import write_atomically
@@ -49,6 +51,8 @@ class Store:
         self._files = Recent(OpenFile, 256)
         self._sidecars = Recent(self._read_sidecar, 1024)
         self._valid_rows = Recent(self._find_valid_rows, 1024)
+        self._changes = Recent(self._find_change, 1024)
+        self.marks = self._read_marks()
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard."""
@@ -69,7 +73,12 @@ class Store:
         return self.folder / name
 
     def _read_sidecar(self, shard: int) -> Sidecar:
-        sidecar = read_sidecar(self.sidecar_path(shard))
+        path = self.sidecar_path(shard)
+        sidecar = read_sidecar(path)
+        if not self.base and crc32(path.read_bytes()) != self.manifest.checksums[shard]:
+            raise UserError(
+                f"{path}: not the sidecar that the manifest means; run `python -m data_tools index`"
+            )
         if len(sidecar) != self.manifest.samples[shard] or sidecar.bad != self.manifest.bad[shard]:
             raise UserError(
                 f"{self.manifest.urls[shard]}: its sidecar has {len(sidecar)} samples ({sidecar.bad} bad), the manifest"
@@ -99,12 +108,51 @@ class Store:
             write_atomically(path, data)
             share(path)
 
+    def _read_marks(self) -> Marks:
+        """What `verify` marked, if anything: the manifest says so."""
+        seal = self.manifest.marks
+        if seal is None:
+            return {}
+        place = join_url(self.base, seal.name) if self.base else str(self.folder / seal.name)
+        try:
+            data = read_all(place, self.fetching.retry) if self.base else Path(place).read_bytes()
+        except (MissingError, FileNotFoundError):
+            data = b""
+        if crc32(data) != seal.checksum:
+            raise UserError(
+                f"{redacted(place)}: not the marks that the manifest means; run `python -m data_tools verify`"
+            )
+        return parse_marks(data, redacted(place))
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the fingerprint is one of the samples' bytes: every sidecar has their CRC."""
+        if self.manifest.has_crc is not None:
+            return self.manifest.has_crc
+        return self.sidecar(0).crc is not None
+
+    def former_fingerprints(self) -> set[str]:
+        """See `find_former_fingerprints`; reads every sidecar."""
+        sidecars = (self.sidecar(shard) for shard in range(len(self.manifest.urls)))
+        return find_former_fingerprints(self.manifest, sidecars, self.sources)
+
     def cache(self) -> SegmentCache:
         """The node's cache of remote segments, as large as they are now."""
         if self._cache is None:
-            name = f"{self.manifest.fingerprint}-{self.segment_samples}"
+            places = [self.location(shard) for shard in range(len(self.manifest.urls))]
+            # no CRC would notice that another shard of the same layout lies there now
+            versions = (
+                self.manifest.versions
+                if self.knows_content
+                else ask_versions(self.manifest, places, self.fetching.retry)
+            )
+            name = name_cache(self.manifest, places, versions, self.segment_samples)
             self._cache = SegmentCache(self.fetching.cache / "segments" / name, self.location, self.fetching)
         return self._cache
+
+    def _find_change(self, shard: int) -> str:
+        change = find_change(self.manifest, shard, self.location(shard), self.fetching.retry)
+        return f"; the shard {change}" if change else ""
 
     def use_segments(self, samples: int) -> None:
         """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read."""
@@ -130,8 +178,17 @@ class Store:
         """Row in the sidecar of the ``number``-th valid sample of a shard."""
         return int(self._valid_rows(shard)[number]) if self.manifest.bad[shard] else number
 
+    def number(self, shard: int, row: int) -> int:
+        """Which of a shard's valid samples a row of its sidecar is: the inverse of ``row``."""
+        return int(np.searchsorted(self._valid_rows(shard), row)) if self.manifest.bad[shard] else row
+
     def read(self, shard: int, number: int) -> tuple[str, dict[str, memoryview]]:
-        """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError."""
+        """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError.
+
+        One that is marked is not read.
+        """
+        if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
+            raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
         if not self.remote:
             return self._parse(shard, number, self._read_local)
         try:
@@ -166,7 +223,7 @@ class Store:
         try:
             key, members = tar.sample_members(raw, check=not intact)
         except tar.TarError as error:
-            raise DamagedSampleError(url, f"#{row}", str(error)) from None
+            raise DamagedSampleError(url, f"#{row}", f"{error}{self._changes(shard)}") from None
         if compared and not intact:
-            raise DamagedSampleError(url, key, "checksum does not match")
+            raise DamagedSampleError(url, key, f"checksum does not match{self._changes(shard)}")
         return key, members

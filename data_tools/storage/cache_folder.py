@@ -8,12 +8,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from data_tools.errors import UserError
+from data_tools.storage.locks import locked
 
 JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "FLUX_JOB_ID")
 """What schedulers of clusters set for their jobs: Slurm, PBS, LSF, Grid Engine, Flux."""
@@ -107,24 +108,32 @@ def cache_errors(folder: Path) -> Iterator[None]:
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """``folder``, filled by ``build(temporary folder)`` unless it exists; it appears whole or not at all.
 
-    Several processes may do so at once: the first to finish wins, the others drop their copy.
+    Of several processes that ask at once, one builds and the others wait for it. Where the file system has no locks
+    all of them build, and the first to finish wins.
 
     Raises:
         UserError: the cache cannot be written.
     """
     if folder.is_dir():
         return folder
-    with cache_errors(folder):
-        make_shared_folder(folder.parent)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        temporary.mkdir()
-    try:
-        build(temporary)
+    make_shared_folder(folder.parent)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with ExitStack() as held:
+        with cache_errors(folder):
+            held.enter_context(locked(lock))
+            if folder.is_dir():  # another process has built it meanwhile
+                return folder
+            temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+            temporary.mkdir()
         try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            build(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+            with suppress(PermissionError):  # another user's
+                lock.unlink(missing_ok=True)  # whoever waits for it, or comes later, finds the folder
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -26,9 +26,9 @@ from data_tools.storage.traffic import traffic
 from data_tools.storage.urls import has_secrets, is_http, is_remote, redact_urls, redacted
 
 __all__ = [
-    "MissingError", "NoRangesError", "ObjectStat", "RefusedError", "Retry", "StorageOptions", "glob_objects",
-    "has_secrets", "is_remote", "open_filesystem", "read_all", "read_range", "read_whole", "redact_urls", "redacted",
-    "size_of", "stat_of", "with_retries",
+    "PATIENT", "MissingError", "NoRangesError", "ObjectInfo", "RefusedError", "Retry", "StorageOptions",
+    "describe_object", "has_secrets", "is_remote", "list_objects", "open_filesystem", "read_all", "read_range",
+    "read_whole", "redact_urls", "redacted", "size_of", "with_retries",
 ]  # fmt: skip
 
 BLOCK = 8 << 20
@@ -37,7 +37,7 @@ SMALL = 4 << 30
 
 
 @dataclass(frozen=True)
-class ObjectStat:
+class ObjectInfo:
     """What a store says of an object without sending it: its size in bytes, and a ``version`` that changes with it.
 
     The version is its ETag, else its time of change, else what fsspec's ``ukey`` says; "" where none is told.
@@ -145,42 +145,43 @@ class LocalFile:
         self._file.close()
 
 
-def stat_of(url: str, retry: Retry = PATIENT) -> ObjectStat:
+def describe_object(url: str, retry: Retry = PATIENT) -> ObjectInfo:
     """Size and version of an object as it is now. Raises what `with_retries` raises."""
 
-    def attempt() -> ObjectStat:
+    def attempt() -> ObjectInfo:
         if is_http(url):
-            return ObjectStat(*stat_http(url, retry.timeout, retry.storage.headers))
+            return ObjectInfo(*stat_http(url, retry.timeout, retry.storage.headers))
         filesystem, path = open_filesystem(url, retry.storage)
         filesystem.invalidate_cache()
         said = filesystem.info(path)
         told = (said.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime"))
-        return ObjectStat(int(said["size"]), str(next(filter(None, told), None) or filesystem.ukey(path)))
+        return ObjectInfo(int(said["size"]), str(next(filter(None, told), None) or filesystem.ukey(path)))
 
     return with_retries(attempt, url, retry)
 
 
 def size_of(url: str, retry: Retry = PATIENT) -> int:
     """Bytes of an object. Raises what `with_retries` raises."""
-    return stat_of(url, retry).size
+    return describe_object(url, retry).size
 
 
-def glob_objects(pattern: str, retry: Retry = PATIENT) -> list[str]:
-    """URLs of all objects that a pattern names, such as ``s3://bucket/*.tar``, sorted.
+def list_objects(url: str, retry: Retry = PATIENT) -> list[str]:
+    """URLs of all objects that lie in a folder or below, or that a pattern names (``s3://bucket/*.tar``), sorted.
 
     Raises UserError for http(s), which has no way to list; and what `with_retries` raises.
     """
-    if is_http(pattern):
+    if is_http(url):
         raise UserError(
-            f"{redacted(pattern)}: an http server does not list its files; name them, {{000000..000099}} for many"
+            f"{redacted(url)}: an http server does not list its files; name them, {{000000..000099}} for many"
         )
 
     def attempt() -> list[str]:
-        filesystem, path = open_filesystem(pattern, retry.storage)
+        filesystem, path = open_filesystem(url, retry.storage)
         filesystem.invalidate_cache()
-        return sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(path))
+        found = filesystem.glob(path) if "*" in path else filesystem.find(path)
+        return sorted(str(filesystem.unstrip_protocol(name)) for name in found)
 
-    return with_retries(attempt, pattern, retry)
+    return with_retries(attempt, url, retry)
 
 
 def open_filesystem(url: str, storage: StorageOptions = AS_IT_IS) -> tuple[Any, str]:

@@ -31,8 +31,8 @@ class OnlineProbe:
         """``fetching``: how data that do not lie on this machine are reached."""
         self.config = config
         assert config.train and config.test, "asked for where probes run"
-        self.train = first(open_dataset(config.train, fetching=fetching), config.train_samples)
-        self.test = first(open_dataset(config.test, fetching=fetching), config.test_samples)
+        self.train = first(open_dataset(config.train, fetching=fetching).unmarked(), config.train_samples)
+        self.test = first(open_dataset(config.test, fetching=fetching).unmarked(), config.test_samples)
 
     def measure(self, objective: Objective, engine: Engine) -> dict[str, float]:
         """Accuracies {"knn", "linear"} in [0, 1], the same on every rank. Called on all ranks together.
