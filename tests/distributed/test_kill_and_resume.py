@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import kill, losses, run, start
+from tests.processes import QUIET, kill, losses, run, start
 
 SETTINGS = [
     "train.steps=40", "train.global_batch_size=64", "checkpoint.every=7", "tracking.log_every=1",
-    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+    *QUIET,
 ]  # fmt: skip
 
 
