@@ -16,6 +16,7 @@ from pydantic import NonNegativeFloat
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.decode.kinds import kind_of
 from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import decode_sample
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
@@ -73,7 +74,7 @@ class Answers:
 def answer(sample: dict[str, Any], spec: AttributeSpec) -> Any:
     """An attribute's value for a sample; None where the sample does not have the field."""
     if spec.derive:
-        return DERIVED[spec.derive](field(sample, "image"))
+        return DERIVED[spec.derive](lay_on(field(sample, "image")))
     try:
         return field(sample, spec.field or "")
     except UserError:
