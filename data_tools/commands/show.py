@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import Sample
 
 TILE = 112  # pixels
@@ -73,10 +74,20 @@ def _picture(sample: Sample) -> Image.Image | None:
     array: Any = arrays[0]
     if array.ndim == 4:
         array = array[len(array) // 2]  # the middle frame of a video
-    if array.dtype == np.uint16:
-        array = (array / 257).astype(np.uint8)
+    array = lay_on(_as_bytes(array))
     array = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """A picture (H, W, C) as uint8; of 32 bits or floats, which do not say what white is, from least to most."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array / 257).astype(np.uint8)
+    values = np.nan_to_num(array.astype(np.float64))
+    spread = float(np.ptp(values)) or 1.0
+    return ((values - values.min()) / spread * 255).astype(np.uint8)
 
 
 def spectrogram(audio: np.ndarray, window: int = 256, hop: int = 64) -> np.ndarray:

@@ -18,6 +18,9 @@ class DecodeOptions:
     decoding, its shorter side staying ≥ min_side."""
 
     max_pixels: int = 64_000_000  # of an image, or of a frame of a film: 8000²
+    max_page_values: int = (
+        1 << 31
+    )  # pages × height × width × channels, where all pages of an image file are read
     max_video_values: int = 1 << 31  # frames × height × width × channels
     max_audio_values: int = 1 << 29  # frames × channels, before and after resampling: 2 GiB of float32
     max_text_bytes: int = 256 << 20
