@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import Sample
 
 TILE = 112  # pixels
 CAPTION = 14
+FONT_SIZE = 10
 EXCERPT = 300  # characters
 
 
@@ -26,6 +28,7 @@ def contact_sheet(samples: list[Sample], classes: list[str] | None = None) -> Im
     gap, step_x, step_y = 6, TILE + 6, TILE + CAPTION + 6
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.font = load_font()
     for i, (picture, text) in enumerate(tiles):
         x, y = gap + i % columns * step_x, gap + i // columns * step_y
         tile = _fit(picture)
@@ -33,6 +36,13 @@ def contact_sheet(samples: list[Sample], classes: list[str] | None = None) -> Im
         shown = next(text[:n] for n in range(len(text), -1, -1) if draw.textlength(text[:n]) <= TILE)
         draw.text((x, y + TILE), shown, fill="black")
     return sheet
+
+
+def load_font() -> ImageFont.FreeTypeFont:
+    """A font with the letters of most languages; Pillow's own has English ones."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
 
 
 def _fit(picture: Image.Image) -> Image.Image:

@@ -24,6 +24,10 @@ from data_tools.decode.orientation import upright
 
 STRAY = b"\xa5\x5a\x3c" * 11
 """Bytes that a decoder skips where a JPEG is complete, and takes for pixels where it is not."""
+PIXI = b"pixi"
+"""The box of HEIC and AVIF that holds, 9 bytes from its name, the bits of the first channel."""
+HEADER = 1 << 16
+"""Bytes at the beginning of a file that such a box is looked for in."""
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1
 """Tags of TIFF, and a value of the second."""
 TIFF_MARKS = (b"II*\0", b"MM\0*")
@@ -136,6 +140,12 @@ def count_pages(payload: bytes) -> int:
         return 1
     with open_image(memoryview(payload)) as image:
         return 1 if image.format == "HEIF" else int(getattr(image, "n_frames", 1))
+
+
+def is_cut_to_bytes(payload: bytes) -> bool:
+    """Whether a HEIC or AVIF has more than the 8 bits a channel that are read of it."""
+    place = payload.find(PIXI, 0, HEADER) if payload[4:8] == b"ftyp" else -1
+    return 0 <= place < len(payload) - 9 and payload[place + 9] > 8
 
 
 def is_deep_colour(image: Any, payload: memoryview) -> bool:

@@ -27,7 +27,7 @@ class Walk:
 
     files: list[Path]
     passed_over: list[tuple[Path, str]]
-    """Hidden files and folders, loops and what cannot be opened, each with the reason."""
+    """Hidden files and folders, loops, broken links and what cannot be opened, each with the reason."""
 
 
 def walk_folder(folder: Path) -> Walk:
@@ -53,6 +53,8 @@ def walk_folder(folder: Path) -> Walk:
             path = place / entry.name
             if entry.name.startswith(".") or entry.name in SYSTEM:
                 passed_over.append((path, "hidden"))
+            elif entry.is_symlink() and not path.exists():
+                passed_over.append((path, f"broken link: {path.readlink()} is not there"))
             elif not entry.is_dir():
                 files.append(path)
             elif entry.is_symlink():

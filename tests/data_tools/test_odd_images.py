@@ -158,6 +158,16 @@ def test_pages_are_counted_and_a_phones_second_picture_is_none():
         assert decoding.count_pages(encode(gradient(), form, **options)) == count
 
 
+def test_depth_that_is_not_read_of_heic_is_known():
+    heif = pytest.importorskip("pillow_heif")
+    for mode, dtype, cut in (("RGB;16", np.uint16, True), ("RGB", np.uint8, False)):
+        buffer = io.BytesIO()
+        pixels = np.zeros((32, 32, 3), dtype=dtype)
+        heif.from_bytes(mode, (32, 32), pixels.tobytes()).save(buffer, quality=50)
+        assert decoding.is_cut_to_bytes(buffer.getvalue()) == cut
+    assert not decoding.is_cut_to_bytes(encode(gradient(), "JPEG"))
+
+
 @pytest.mark.parametrize(
     "extensions, fields",
     [

@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.commands.pack.classes import number_classes, refuse_splits
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
 from data_tools.commands.pack.pages import split_pages
-from data_tools.decode.image import count_pages
+from data_tools.decode.image import count_pages, is_cut_to_bytes
 from data_tools.decode.kinds import IMAGE_EXTENSIONS
 from data_tools.decode.options import DecodeError, DecodeOptions, MissingExtraError
 from data_tools.decode.sample import decode_sample
@@ -22,6 +22,7 @@ from data_tools.storage.folders import walk_folder
 STRAYS = 0.05
 """Share of the images that may lie beside the class folders without a question being asked."""
 FIRST_PAGE = "of several pages or frames, of which the first is read (--pages all makes a sample of each)"
+EIGHT_BITS = "HEIC or AVIF of more than 8 bits a channel, of which 8 are read"
 
 
 def plan(
@@ -148,4 +149,5 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
         except DecodeError as error:
             yield Skipped(name, f"damaged: {error}")
         else:
-            yield Packed(key, {extension: data, **labels}, note=FIRST_PAGE if several else "")
+            note = FIRST_PAGE if several else EIGHT_BITS if is_cut_to_bytes(data) else ""
+            yield Packed(key, {extension: data, **labels}, note=note)
