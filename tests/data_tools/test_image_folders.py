@@ -159,12 +159,17 @@ def test_the_first_page_is_read_and_said_and_all_are_by_setting(tmp_path, capsys
     turned = [gradient(), gradient().rotate(180)]
     (folder / "film.gif").write_bytes(encode(turned[0], "GIF", save_all=True, append_images=turned[1:]))
     (folder / "plain.png").write_bytes(png(1))
+    (folder / "height.tif").write_bytes(
+        encode(Image.fromarray(np.full((3, 3), 7.5, dtype=np.float32)), "TIFF")
+    )
     assert pack(folder, tmp_path / "first") == 0
-    assert "\n2 of several pages or frames, of which the first is read" in capsys.readouterr().out
-    assert len(open_dataset(tmp_path / "first")) == 3
+    said = capsys.readouterr().out
+    assert "\n2 of several pages or frames, of which the first is read" in said
+    assert "\n1 of 32 bits or floats, which do not say what is white" in said
+    assert len(open_dataset(tmp_path / "first")) == 4
     assert pack(folder, tmp_path / "all", "--pages", "all") == 0
     found = {sample["__key__"]: sample["image"] for sample in open_dataset(tmp_path / "all")}
-    assert len(found) == 6
+    assert len(found) == 7
     assert [int(found[f"scan_page{i:05d}"][0, 0, 0]) for i in range(3)] == [1000, 2000, 3000]
     with pytest.raises(DecodeError, match="3 pages of 5×4 are beyond the limit"):
         list(pages.split_pages((folder / "scan.tif").read_bytes(), DecodeOptions(max_page_values=40)))

@@ -105,6 +105,8 @@ def test_the_background_is_a_setting_and_checked():
     assert config.encoder.background == (1, 2, 3) and config.encoder.value_range == (0, 9.5)
     with pytest.raises(UserError, match=r"encoder\.background"):
         load_config("mae_digits", ["encoder.background=[1, 2, 300]"])
+    with pytest.raises(UserError, match=r"encoder\.value_range.*must rise"):
+        load_config("mae_digits", ["encoder.value_range=[5, 5]"])
     assert ViTEncoderConfig().background == "white"
 
 

@@ -22,6 +22,7 @@ from data_tools.storage.folders import walk_folder
 STRAYS = 0.05
 """Share of the images that may lie beside the class folders without a question being asked."""
 FIRST_PAGE = "of several pages or frames, of which the first is read (--pages all makes a sample of each)"
+NO_WHITE = "of 32 bits or floats, which do not say what is white (a run needs encoder.value_range)"
 EIGHT_BITS = "HEIC or AVIF of more than 8 bits a channel, of which 8 are read"
 
 
@@ -126,6 +127,13 @@ def _unique_keys(paths: list[Path]) -> list[str]:
     return keys
 
 
+def _note(data: bytes, image: np.ndarray) -> str:
+    """What the user is told of a sound image, if anything."""
+    if image.dtype not in (np.uint8, np.uint16):
+        return NO_WHITE
+    return EIGHT_BITS if is_cut_to_bytes(data) else ""
+
+
 def read(job: list[Any]) -> Iterator[Packed | Skipped]:
     """The samples of a job: [path, key, class number or None, "first" or "all" pages] of each file."""
     for name, key, label, pages in job:
@@ -136,7 +144,7 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
                 yield Skipped(name, "empty: 0 bytes")
                 continue
             extension = _extension(Path(name))
-            decode_sample(key, {extension: memoryview(data)}, DecodeOptions())
+            image = decode_sample(key, {extension: memoryview(data)}, DecodeOptions())["image"]
             several = count_pages(data) > 1
             if several and pages == "all":
                 for number, (form, page) in enumerate(split_pages(data, DecodeOptions())):
@@ -149,5 +157,4 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
         except DecodeError as error:
             yield Skipped(name, f"damaged: {error}")
         else:
-            note = FIRST_PAGE if several else EIGHT_BITS if is_cut_to_bytes(data) else ""
-            yield Packed(key, {extension: data, **labels}, note=note)
+            yield Packed(key, {extension: data, **labels}, note=FIRST_PAGE if several else _note(data, image))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from data_tools.decode.pixels import ALPHA, Colour, lay_on, opaque
@@ -26,7 +27,16 @@ ONE_GREY_LEVEL = 1.01 / 255
 """The stock processor rounds bytes after resizing, and so do we; the two may round one level apart."""
 
 
+def refuse_flat(values: tuple[float, float]) -> tuple[float, float]:
+    """Raise for a range that does not rise."""
+    if not values[0] < values[1]:
+        raise PydanticCustomError("flat", "must rise: [black, white]")
+    return values
+
+
 Byte = Annotated[int, Field(ge=0, le=255)]
+Background = Literal["white", "black"] | tuple[Byte, Byte, Byte]
+ValueRange = Annotated[tuple[float, float], AfterValidator(refuse_flat)]
 
 
 def image_to_array(
@@ -94,15 +104,15 @@ class ImageEncoderConfig(PretrainedConfig):
     num_channels: PositiveInt = 3
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
-    background: Literal["white", "black"] | tuple[Byte, Byte, Byte] = "white"
+    background: Background = "white"
     """What lies behind transparent pixels; unused where num_channels is 2 or 4, for alpha is then a channel."""
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange | None = None
     """Values of 32-bit and float images that are black and white; None: floats from 0 to 1. (8 and 16 bits need none.)
     """
 
 
 def scale_bytes(image: np.ndarray) -> np.ndarray:
-    """Bytes as float32 with white at 1, exactly as `ImageEncoder.pixels` scales them; floats as they are."""
+    """Bytes as float32 with white at 1, as `ImageEncoder.pixels` has them; floats as they are."""
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from pretrain.encoders.image.base import Byte, ImageEncoder
+from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
 from pretrain.encoders.image.vit import xavier_uniform
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class MLPEncoderConfig:
     """Widths of the layers; the last is the width of the representation."""
     image_mean: tuple[float, ...] = (0.5,)
     image_std: tuple[PositiveFloat, ...] = (0.5,)
-    background: Literal["white", "black"] | tuple[Byte, Byte, Byte] = "white"
-    value_range: tuple[float, float] | None = None
+    background: Background = "white"
+    value_range: ValueRange | None = None
 
 
 class MLPEncoder(ImageEncoder):
