@@ -1,6 +1,9 @@
 """Folders of photographs as people have them: what becomes a class, what a sample, and what is said of the rest."""
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +136,7 @@ def test_extensions_are_read_or_listed_with_the_reason(tmp_path, capsys, monkeyp
     (folder / "e.jp2").write_bytes(encode(gradient(), "JPEG2000"))
     (folder / "f.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     (folder / "g.dcm").write_bytes(b"DICM")
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert pack(folder, tmp_path / "out") == 0
     assert len(open_dataset(tmp_path / "out")) == 5
     reasons = skipped(tmp_path / "out")
@@ -191,6 +194,17 @@ def test_a_contact_sheet_shows_what_is_transparent_or_deep():
     sheet = contact_sheet([{"__key__": "a", "image": alpha}, {"__key__": "b", "image": depth}])
     assert np.asarray(sheet)[20, 20].tolist() == [255, 255, 255]
     assert len(np.unique(np.asarray(sheet))) > 10
+
+
+def test_names_that_are_no_utf8_are_packed_and_printed(tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"th\xe9")
+    fill(folder, 2)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="utf-8"))
+    assert pack(folder.parent, tmp_path / "out", "--labels", "folder") == 0
+    assert b"1 classes: th\\udce9 2\n" in said.getvalue() and b"\\udcff.png (0 bytes)" in said.getvalue()
+    assert len(open_dataset(tmp_path / "out")) == 2
 
 
 def test_names_of_classes_are_refused_where_they_are_none(tmp_path):
