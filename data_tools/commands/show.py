@@ -65,14 +65,14 @@ def caption(sample: Sample, classes: list[str] | None = None) -> str:
     return str(sample["__key__"])
 
 
-def excerpt(sample: Sample) -> str:
+def excerpt(sample: Sample, classes: list[str] | None = None) -> str:
     """One paragraph: key, what is said about the sample, and the beginning of its text or tokens."""
     text = sample.get("text")
     if text is None and "tokens" in sample:
         text = " ".join(map(str, sample["tokens"][: EXCERPT // 5].tolist()))
     shown = (text or "")[:EXCERPT].replace("\n", " ")
     more = "…" if text and len(text) > EXCERPT else ""
-    return f"[{sample['__key__']}] {caption(sample)}\n  {shown}{more}"
+    return f"[{sample['__key__']}] {caption(sample, classes)}\n  {shown}{more}"
 
 
 def _picture(sample: Sample) -> Image.Image | None:

@@ -13,8 +13,8 @@ from data_tools.decode.orientation import orientation_of, turn
 
 EOI = b"\xff\xd9"
 """The mark at the end of a JPEG."""
-APP1, SOS = 0xE1, 0xDA
-"""Markers: of a segment with EXIF or XMP, and of the picture's data."""
+APP1, SOS, FILL = 0xE1, 0xDA, 0xFF
+"""Markers: of a segment with EXIF or XMP, and of the picture's data; what may stand before any of them."""
 
 
 @lru_cache(maxsize=1)
@@ -56,6 +56,9 @@ def has_app1(payload: memoryview) -> bool:
     offset = 2
     while offset + 4 <= len(payload) and payload[offset] == 0xFF:
         marker, length = payload[offset + 1], payload[offset + 2] << 8 | payload[offset + 3]
+        if marker == FILL:
+            offset += 1
+            continue
         if marker in (APP1, SOS):
             return marker == APP1
         offset += 2 + length

@@ -14,7 +14,7 @@ from small_data import png
 
 from data_tools.__main__ import main
 from data_tools.commands.pack import pages
-from data_tools.commands.show import contact_sheet
+from data_tools.commands.show import contact_sheet, excerpt
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.open import open_dataset
 from data_tools.decode.options import DecodeError, DecodeOptions
@@ -188,10 +188,11 @@ def test_a_label_that_is_no_number_names_shard_and_sample(tmp_path):
         open_dataset(tmp_path)[0]
 
 
-def test_a_contact_sheet_shows_what_is_transparent_or_deep():
+def test_a_look_at_the_data_shows_what_is_transparent_or_deep_and_names_classes():
     alpha = np.zeros((8, 8, 4), dtype=np.uint8)
     depth = np.linspace(0, 70_000, 64, dtype=np.float32).reshape(8, 8, 1)
     sheet = contact_sheet([{"__key__": "a", "image": alpha}, {"__key__": "b", "image": depth}])
+    assert excerpt({"__key__": "c", "label": 1, "text": "wuff"}, ["cat", "dog"]) == "[c] dog\n  wuff"
     assert np.asarray(sheet)[20, 20].tolist() == [255, 255, 255]
     assert len(np.unique(np.asarray(sheet))) > 10
 

@@ -55,6 +55,11 @@ def test_a_photograph_shrunk_while_decoding_is_turned_too(reader):
     assert decode("jpg", data, min_side=90).shape == (150, 100, 3)
 
 
+def test_filling_bytes_before_a_marker_hide_no_orientation(reader):
+    data = encode(gradient(), "JPEG", 6)
+    assert decode("jpg", data[:2] + b"\xff\xff" + data[2:]).shape == (60, 40, 3)
+
+
 def test_a_damaged_exif_block_costs_no_picture(reader):
     data = (
         encode(gradient(), "JPEG", 6)
