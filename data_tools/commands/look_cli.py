@@ -74,7 +74,8 @@ def _run_show(a: argparse.Namespace) -> int:
     dataset = open_dataset(a.data)
     stream = Stream(dataset, a.seed)
     samples = [stream.sample(position) for position in range(min(a.count, len(dataset)))]
-    sheet = contact_sheet(samples, dataset.manifest.about.get("classes"))
+    classes = dataset.manifest.about.get("classes")
+    sheet = contact_sheet(samples, classes)
     if sheet is not None:
         a.output.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -83,5 +84,5 @@ def _run_show(a: argparse.Namespace) -> int:
             raise UserError(f"--output {a.output}: not a picture's name; end it in .png or .jpg") from None
         print(f"{a.output}: {len(samples)} of {len(dataset):,} samples")
     else:
-        print("\n".join(excerpt(sample) for sample in samples))
+        print("\n".join(excerpt(sample, classes) for sample in samples))
     return 0

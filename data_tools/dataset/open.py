@@ -17,6 +17,7 @@ from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_folder
+from data_tools.storage.folders import find_files
 from data_tools.storage.objects import MissingError, Retry, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions
 
@@ -68,7 +69,7 @@ def _manifest_folder(source: str | Path | Sequence[str | Path], retry: Retry) ->
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return path, ""
-        return _indexed_folder(sorted(str(p) for p in path.rglob("*") if p.name.endswith(_TARS)), text), ""
+        return _indexed_folder(sorted(map(str, find_files(path, _TARS))), text), ""
     return _indexed_folder([text] if path.is_file() else sorted(glob.glob(text)), text), ""  # noqa: PTH207
 
 

@@ -19,6 +19,7 @@ from data_tools.errors import UserError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MAX_OBJECT_BYTES = 2 << 30
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -117,13 +118,17 @@ def read_whole(url: str, target: Path, retry: Retry = Retry()) -> None:
     with_retries(attempt, url, retry)
 
 
-def read_all(url: str, retry: Retry = Retry()) -> bytes:
-    """A small object, such as a manifest."""
+def read_all(url: str, retry: Retry = Retry(), limit: int = MAX_OBJECT_BYTES) -> bytes:
+    """A small object, such as a manifest. Raises UserError where it has more than ``limit`` bytes."""
 
     def attempt() -> bytes:
         with _open(url, retry) as source:
-            data: bytes = source.read()
-            return data
+            data: bytes = source.read(limit + 1)
+        if len(data) > limit:
+            raise UserError(
+                f"{redacted(url)}: has more than {limit:,} bytes; no manifest or sidecar is so large"
+            )
+        return data
 
     return with_retries(attempt, url, retry)
 

@@ -326,7 +326,7 @@ def test_stats_count_labels_channels_and_duplicates(tmp_path, capsys):
     assert command("stats", tmp_path / "out", "--json", tmp_path / "stats.json") == 0
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["samples"] == 13
-    assert stats["labels"] == {"0": 6, "1": 7}
+    assert stats["labels"] == {"cat": 6, "dog": 7}
     assert stats["duplicates"]["count"] == 1
     assert sorted(stats["duplicates"]["groups"][0]) == ["cat/0_v1", "dog/again"]
     pixels = np.concatenate([s["image"].reshape(-1) for s in open_dataset(tmp_path / "out")]) / 255

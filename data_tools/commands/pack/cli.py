@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools.commands.cli import Parser, add_processes, command, positive, print_manifest
+
+if TYPE_CHECKING:
+    from data_tools.commands.pack.engine import Skipped
 
 
 def add_pack(commands: Any) -> None:
@@ -32,6 +35,18 @@ def add_pack(commands: Any) -> None:
         choices=["auto", "folder", "none"],
         default="auto",
         help="labels from folder names (default: auto)",
+    )
+    images.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="number the classes as there: a labelled pack, a folder of class folders, or a file with one name a line",
+    )
+    images.add_argument(
+        "--pages",
+        choices=["first", "all"],
+        default="first",
+        help="of files with several pages or frames: the first, or a sample of each (default: first)",
     )
     idx = _pack_command(
         sources, "idx", _plan_idx, "images in an IDX file, as MNIST",
@@ -81,7 +96,7 @@ def add_output(parser: Parser) -> None:
 def _plan_images(a: argparse.Namespace) -> Any:
     from data_tools.commands.pack import image_folder
 
-    return image_folder.plan(a.input, a.shard_mb << 20, a.labels)
+    return image_folder.plan(a.input, a.shard_mb << 20, a.labels, a.classes, a.pages)
 
 
 def _plan_idx(a: argparse.Namespace) -> Any:
@@ -113,8 +128,28 @@ def run_pack(a: argparse.Namespace) -> int:
         print(f"part {a.shard} is done; the manifest is written by the part that finishes last")
         return 0
     print_manifest(a.output, result.manifest)
+    if result.classes:
+        print(f"{len(result.classes)} classes: {count_names(result.classes)}")
+    for note, count in result.notes.items():
+        print(f"{count:,} {note}")
     if result.skipped:
         print(f"skipped {len(result.skipped)} unusable inputs, listed in {a.output / SKIPPED_NAME}:")
-        for name, reason in result.skipped[:5]:
-            print(f"  {name}: {reason}")
+        for line in count_reasons(result.skipped):
+            print(f"  {line}")
     return 0
+
+
+def count_names(counts: dict[str, int], shown: int = 20) -> str:
+    """`cat 12, dog 30`; of very many names the first."""
+    more = f", … and {len(counts) - shown} more" if len(counts) > shown else ""
+    return ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:shown]) + more
+
+
+def count_reasons(skipped: list[Skipped]) -> Iterator[str]:
+    """A line for each kind of reason, the commonest first: how many inputs have it, and the first of them."""
+    by_kind: dict[str, list[Skipped]] = {}
+    for item in skipped:
+        by_kind.setdefault(item.reason.split(": ", 1)[0], []).append(item)
+    for kind, items in sorted(by_kind.items(), key=lambda found: -len(found[1])):
+        _, _, details = items[0].reason.partition(": ")
+        yield f"{len(items):,} {kind}; first {items[0].name}{f' ({details})' if details else ''}"

@@ -24,15 +24,19 @@ _WORK_NAME = ".pack"
 
 
 class Packed(NamedTuple):
-    """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it."""
+    """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it.
+
+    ``note``: what the user is told of such samples, once and with their number.
+    """
 
     key: str
     members: dict[str, bytes]
     length: int | None = None
+    note: str = ""
 
 
 class Skipped(NamedTuple):
-    """An input that cannot be a sample, and why."""
+    """An input that cannot be a sample, and why: `kind: details`, counted by kind in the summary."""
 
     name: str
     reason: str
@@ -48,6 +52,7 @@ class Source:
     with_length: bool = False
     files: dict[str, Path] = field(default_factory=dict)  # put beside the manifest: name → where it is now
     stamp: str = ""  # of the input's sizes and times: changed input is not resumed
+    skipped: Sequence[Skipped] = ()  # what is no input, as the plan found
 
     def digest(self, shard_bytes: int) -> str:
         """Names the work: resuming is right only for the same input, cut in the same way."""
@@ -71,10 +76,12 @@ def stamp(files: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """The manifest (None while other parts are missing) and what was skipped."""
+    """The manifest (None while other parts are missing), and what is told of the input."""
 
     manifest: Manifest | None
     skipped: list[Skipped]
+    notes: dict[str, int] = field(default_factory=dict)  # what is told of samples → of how many
+    classes: dict[str, int] = field(default_factory=dict)  # class name → its samples
 
 
 def pack(
@@ -117,17 +124,22 @@ def _pack_job(
 ) -> Receipt:  # fmt: skip
     number, job = numbered_job
     skipped: list[Skipped] = []
+    notes, labels = Counter[str](), Counter[str]()
     with ShardWriter(work, shard_bytes, with_length=with_length, prefix=f"{number:06d}-") as writer:
         for item in read(job):
             if isinstance(item, Skipped):
                 skipped.append(item)
             else:
                 writer.write(item.key, item.members, item.length)
+                notes.update([item.note] if item.note else [])
+                labels.update([item.members["cls"].decode()] if "cls" in item.members else [])
         shards = writer.close()
     return {
         "shards": [[s.url, s.samples, s.bytes, s.checksum] for s in shards],
         "extensions": dict(writer.extensions),
         "skipped": skipped,
+        "notes": dict(notes),
+        "labels": dict(labels),
         "samples": sum(s.samples for s in shards),
         "bytes": sum(s.bytes for s in shards),
     }
@@ -135,7 +147,7 @@ def _pack_job(
 
 def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> Result:
     """Give the shards their final names, then write the list of skipped inputs, then the manifest."""
-    skipped = [Skipped(*entry) for receipt in receipts for entry in receipt["skipped"]]
+    skipped = [*source.skipped, *(Skipped(*entry) for receipt in receipts for entry in receipt["skipped"])]
     shards: list[Shard] = []
     extensions = Counter[str]()
     for receipt in receipts:
@@ -160,4 +172,9 @@ def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> R
     manifest = make_manifest(shards, tuple(sorted(extensions)), source.with_length, source.about)
     write_manifest(manifest, out)
     shutil.rmtree(out / _WORK_NAME)
-    return Result(manifest, skipped)
+    notes, labels = Counter[str](), Counter[str]()
+    for receipt in receipts:
+        notes.update(receipt.get("notes", {}))  # a receipt of an earlier version has neither
+        labels.update(receipt.get("labels", {}))
+    names = source.about.get("classes", [])
+    return Result(manifest, skipped, dict(notes), {name: labels[str(i)] for i, name in enumerate(names)})

@@ -2,64 +2,115 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_tools.commands.pack.classes import number_classes, refuse_splits
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
+from data_tools.commands.pack.pages import split_pages
+from data_tools.decode.image import count_pages, is_cut_to_bytes
 from data_tools.decode.kinds import IMAGE_EXTENSIONS
-from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.options import DecodeError, DecodeOptions, MissingExtraError
 from data_tools.decode.sample import decode_sample
 from data_tools.errors import UserError
 from data_tools.order.permutation import derive_key, permute
+from data_tools.storage.folders import walk_folder
+
+STRAYS = 0.05
+"""Share of the images that may lie beside the class folders without a question being asked."""
+FIRST_PAGE = "of several pages or frames, of which the first is read (--pages all makes a sample of each)"
+NO_WHITE = "of 32 bits or floats, which do not say what is white (a run needs encoder.value_range)"
+EIGHT_BITS = "HEIC or AVIF of more than 8 bits a channel, of which 8 are read"
 
 
-def plan(folder: Path, shard_bytes: int, labels: str = "auto") -> Source:
+def plan(
+    folder: Path, shard_bytes: int, labels: str = "auto", classes: Path | None = None, pages: str = "first"
+) -> Source:
     """Jobs of about ``shard_bytes`` each. ``labels``: "folder" (the first folder's name), "none", or "auto".
 
-    Files are dealt to shards by a fixed permutation, so that no shard holds one class only.
+    Files are dealt to shards by a fixed permutation, so that no shard holds one class only. ``classes`` names the
+    classes in the order of their numbers, see `read_class_names`. ``pages``: "first" or "all" of a file.
+
+    Raises:
+        UserError: no images; or it cannot be said which of the folders are classes.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder that holds the images")
-    files = sorted(_images(folder))
+    walk = walk_folder(folder)
+    skipped = [Skipped(str(path), reason) for path, reason in walk.passed_over]
+    files = [path for path in walk.files if _extension(path) in IMAGE_EXTENSIONS]
+    others = [path for path in walk.files if _extension(path) not in IMAGE_EXTENSIONS]
+    skipped += [Skipped(str(path), _no_image(path)) for path in others]
     if not files:
         raise UserError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    relative = [path.relative_to(folder) for path, _ in files]
-    in_folders = all(len(path.parts) > 1 for path in relative)
-    if labels == "folder" and not in_folders:
+    if labels == "auto":
+        labels = _find_labels(folder, files)
+    numbers: dict[str, int] = {}
+    if labels == "folder":
+        strays = [path for path in files if path.parent == folder]
+        skipped += [Skipped(str(path), "beside the class folders: has no class") for path in strays]
+        files = [path for path in files if path.parent != folder]
+        if not files:
+            raise UserError(
+                f"{folder}: images lie outside of class folders; use --labels none, or sort them into folders"
+            )
+        numbers = number_classes((_class_of(path, folder) for path in files), classes, folder)
+    elif classes is not None:
         raise UserError(
-            f"{folder}: images lie outside of class folders; use --labels none, or sort them into folders"
+            f"--classes {classes}: {folder} is packed without labels; sort the images into class folders"
         )
-    labelled = labels == "folder" or (labels == "auto" and in_folders)
-    classes = sorted({path.parts[0] for path in relative}) if labelled else []
-    numbers = {name: number for number, name in enumerate(classes)}
-    keys = _unique_keys(relative)
+    keys = _unique_keys([path.relative_to(folder) for path in files])
     jobs: list[list[Any]] = [[]]
     room = shard_bytes
     for i in permute(np.arange(len(files)), len(files), derive_key(0)).tolist():
-        path, size = files[i]
+        size = _size_of(files[i])
         if size > room and jobs[-1]:
             jobs.append([])
             room = shard_bytes
         room -= size
-        label = numbers[relative[i].parts[0]] if labelled else None
-        jobs[-1].append([str(path), keys[i], label])
-    about = {"source": folder.name, **({"classes": classes} if labelled else {})}
-    return Source(read, jobs, about, stamp=stamp(path for path, _ in files))
+        label = numbers[_class_of(files[i], folder)] if numbers else None
+        jobs[-1].append([str(files[i]), keys[i], label, pages])
+    about = {"source": folder.name, **({"classes": list(numbers)} if numbers else {})}
+    return Source(read, jobs, about, stamp=stamp(files), skipped=skipped)
 
 
-def _images(folder: Path) -> Iterator[tuple[Path, int]]:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root, name)
-            if path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS and not name.startswith("."):
-                try:
-                    yield path, path.stat().st_size
-                except OSError:
-                    yield path, 0  # a dangling link: reading it says so
+def _find_labels(folder: Path, files: list[Path]) -> str:
+    """ "folder" or "none": whether the images lie in class folders. Raises UserError where that is a question."""
+    inside = [path for path in files if path.parent != folder]
+    if not inside:
+        return "none"
+    classes = {_class_of(path, folder) for path in inside}
+    refuse_splits(folder, classes, "images")
+    strays = len(files) - len(inside)
+    if strays > STRAYS * len(files) or (strays and len(classes) < 2):
+        raise UserError(
+            f"{folder}: {len(inside):,} images lie in {len(classes):,} folders, {strays:,} beside them; say --labels "
+            "folder (folders are classes, and those beside are left out) or --labels none (all, without labels)"
+        )
+    return "folder"
+
+
+def _class_of(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).parts[0]
+
+
+def _extension(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _no_image(path: Path) -> str:
+    kind = f".{_extension(path)} files" if path.suffix else "files without an extension"
+    return f"{kind}: not an image format that is read"
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a dangling link: reading it says so
 
 
 def _unique_keys(paths: list[Path]) -> list[str]:
@@ -76,16 +127,34 @@ def _unique_keys(paths: list[Path]) -> list[str]:
     return keys
 
 
+def _note(data: bytes, image: np.ndarray) -> str:
+    """What the user is told of a sound image, if anything."""
+    if image.dtype not in (np.uint8, np.uint16):
+        return NO_WHITE
+    return EIGHT_BITS if is_cut_to_bytes(data) else ""
+
+
 def read(job: list[Any]) -> Iterator[Packed | Skipped]:
-    for name, key, label in job:
-        path = Path(name)
-        extension = path.suffix.lower().removeprefix(".")
+    """The samples of a job: [path, key, class number or None, "first" or "all" pages] of each file."""
+    for name, key, label, pages in job:
+        labels = {} if label is None else {"cls": str(label).encode()}
         try:
-            data = path.read_bytes()
-            decode_sample(key, {extension: memoryview(data)}, DecodeOptions())
-        except (OSError, DecodeError) as error:
-            yield Skipped(name, str(error))
-            continue
-        yield Packed(
-            key, {extension: data} if label is None else {extension: data, "cls": str(label).encode()}
-        )
+            data = Path(name).read_bytes()
+            if not data:
+                yield Skipped(name, "empty: 0 bytes")
+                continue
+            extension = _extension(Path(name))
+            image = decode_sample(key, {extension: memoryview(data)}, DecodeOptions())["image"]
+            several = count_pages(data) > 1
+            if several and pages == "all":
+                for number, (form, page) in enumerate(split_pages(data, DecodeOptions())):
+                    yield Packed(f"{key}_page{number:05d}", {form: page, **labels})
+                continue
+        except OSError as error:
+            yield Skipped(name, f"cannot be read: {error.strerror or error}")
+        except MissingExtraError as error:
+            yield Skipped(name, f"not installed: {error}")
+        except DecodeError as error:
+            yield Skipped(name, f"damaged: {error}")
+        else:
+            yield Packed(key, {extension: data, **labels}, note=FIRST_PAGE if several else _note(data, image))

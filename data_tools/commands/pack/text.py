@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
 from data_tools.errors import UserError
+from data_tools.storage.folders import find_files as files_below
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".txt.gz", ".text.gz", ".md.gz")
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -21,7 +22,7 @@ def find_files(inputs: list[Path], suffixes: tuple[str, ...]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffixes) and p.is_file())
+            found = [file for file in files_below(path, suffixes) if file.is_file()]
             if not found:
                 raise UserError(f"{path}: holds no {', '.join(suffixes)} files")
             files += found
