@@ -31,8 +31,10 @@ def statistics(
     sizes = np.concatenate([np.array(r["sizes"], dtype=np.int64) for r in found])
     summary: dict[str, Any] = {
         "samples": len(sizes),
+        "identity": dataset.fingerprint + ("" if dataset.knows_content else " (of the layout only: no CRC)"),
         "shards": len(found),
         "damaged": sum(r["damaged"] for r in found),
+        "marked": len(dataset.marked),
         "bytes": _quantiles(sizes),
         "extensions": _merge(found, "extensions"),
         "labels": {str(k): v for k, v in sorted(_merge(found, "labels").items(), key=lambda kv: int(kv[0]))},

@@ -14,7 +14,18 @@ from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.sidecar import Sidecar
 from data_tools.storage.checksum import crc32
-from data_tools.storage.objects import MissingError, NoRangesError, read_range, redacted, size_of
+from data_tools.storage.handles import Recent
+from data_tools.storage.objects import (
+    PATIENT,
+    MissingError,
+    NoRangesError,
+    Retry,
+    read_range,
+    redacted,
+    size_of,
+)
+
+_WINDOW = 8 << 20  # bytes read at once
 
 
 @dataclass
@@ -36,8 +47,29 @@ class ShardScan:
     faults: list[str] = field(default_factory=list)
 
 
-def scan_shard(read: tar.Read, size: int, with_crc: bool = False) -> ShardScan:
-    """Scan an archive of ``size`` bytes; raises TarError if nothing in it is a tar member."""
+class _Checksums:
+    """CRC-32 of samples, taken while the scan is near them: bytes of a remote archive are fetched once."""
+
+    def __init__(self, read: tar.Read) -> None:
+        self._read = read
+        self._known: dict[tuple[int, int], int] = {}
+
+    def take(self, row: _Row) -> int:
+        place = row.start, row.end
+        if place not in self._known:
+            crc = 0
+            for offset in range(row.start, row.end, _WINDOW):
+                crc = crc32(self._read(offset, min(_WINDOW, row.end - offset)), crc)
+            self._known[place] = crc
+        return self._known[place]
+
+
+def scan_shard(read: tar.Read, size: int, with_crc: bool = True) -> ShardScan:
+    """Scan an archive of ``size`` bytes; raises TarError if nothing in it is a tar member.
+
+    ``with_crc`` = False reads headers only: the sidecar then has no CRC of the samples.
+    """
+    checksums = _Checksums(read) if with_crc else None
     rows: list[_Row] = []
     damages: list[tuple[int, tar.Damage]] = []  # (rows seen before it, damage)
     faults: list[str] = []
@@ -56,6 +88,8 @@ def scan_shard(read: tar.Read, size: int, with_crc: bool = False) -> ShardScan:
             row.extensions.append(extension)
             row.end = item.end
         else:
+            if checksums and rows and rows[-1].end - rows[-1].start <= tar.MAX_SAMPLE_BYTES:
+                checksums.take(rows[-1])
             rows.append(_Row(key, item.start, item.end, [extension]))
     if not rows:
         raise tar.TarError(
@@ -72,7 +106,7 @@ def scan_shard(read: tar.Read, size: int, with_crc: bool = False) -> ShardScan:
         row.end = min(row.end, row.start + tar.MAX_SAMPLE_BYTES, size)
     extensions = Counter(e for row in rows if not row.fault for e in row.extensions)
     bad = [(i, row.key, row.fault) for i, row in enumerate(rows) if row.fault]
-    return ShardScan(_sidecar(rows, read if with_crc else None), bad, extensions, faults)
+    return ShardScan(_sidecar(rows, checksums), bad, extensions, faults)
 
 
 def _attribute(rows: list[_Row], before: int, damage: tar.Damage, usual: tuple[str, ...]) -> str:
@@ -102,10 +136,8 @@ def _attribute(rows: list[_Row], before: int, damage: tar.Damage, usual: tuple[s
     return ""
 
 
-def _sidecar(rows: Sequence[_Row], read: tar.Read | None) -> Sidecar:
-    crc = None
-    if read is not None:
-        crc = np.array([crc32(read(r.start, r.end - r.start)) for r in rows], dtype=np.uint32)
+def _sidecar(rows: Sequence[_Row], checksums: _Checksums | None) -> Sidecar:
+    crc = np.array([checksums.take(row) for row in rows], dtype=np.uint32) if checksums else None
     return Sidecar(
         offset=np.array([r.start for r in rows], dtype=np.uint64),
         size=np.array([r.end - r.start for r in rows], dtype=np.uint32),
@@ -114,7 +146,7 @@ def _sidecar(rows: Sequence[_Row], read: tar.Read | None) -> Sidecar:
     )
 
 
-def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
+def scan_file(path: Path, with_crc: bool = True) -> ShardScan:
     """Scan a local tar; raises UserError naming it when it is missing or no tar."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -130,11 +162,11 @@ def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
         os.close(handle)
 
 
-def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
+def scan_remote(url: str, with_crc: bool = True) -> ShardScan:
     """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
     try:
         size = size_of(url)
-        return scan_shard(_buffered(url), size, with_crc)
+        return scan_shard(read_in_windows(url), size, with_crc)
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; check the URL") from None
     except NoRangesError as error:
@@ -145,14 +177,13 @@ def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
         raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
 
 
-def _buffered(url: str, window: int = 8 << 20) -> tar.Read:
-    """Small reads out of large ranges: headers lie one after the other."""
-    start, held = 0, b""
+def read_in_windows(url: str, retry: Retry = PATIENT, window: int = _WINDOW) -> tar.Read:
+    """Reads out of large ranges, of which the last few are kept: a scan and its checksums fetch each once."""
+    windows = Recent(lambda number: read_range(url, number * window, window, retry), 3)
 
     def read(offset: int, size: int) -> bytes:
-        nonlocal start, held
-        if not (start <= offset and offset + size <= start + len(held)):
-            start, held = offset, read_range(url, offset, max(size, window))
-        return held[offset - start : offset - start + size]
+        first, last = offset // window, (offset + size - 1) // window
+        data = b"".join(windows(number) for number in range(first, last + 1))
+        return data[offset - first * window : offset - first * window + size]
 
     return read
