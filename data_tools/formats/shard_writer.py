@@ -117,6 +117,8 @@ class ShardWriter:
 def finish_dataset(writer: ShardWriter, about: dict[str, Any] | None = None) -> Manifest:
     """Close the writer and write the manifest beside its shards."""
     shards = writer.close()
-    manifest = make_manifest(shards, tuple(sorted(writer.extensions)), writer.with_length, about)
+    manifest = make_manifest(
+        shards, tuple(sorted(writer.extensions)), writer.with_length, about, has_crc=True
+    )
     write_manifest(manifest, writer.folder)
     return manifest
