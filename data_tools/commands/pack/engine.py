@@ -101,6 +101,7 @@ def pack(
     """
     work = Staging(out, PACKING, source.digest(shard_bytes))
     _check_target(out, work.folder)
+    is_new = not out.exists()
     work.folder.mkdir(parents=True, exist_ok=True)
     jobs = list(enumerate(source.jobs))
     work.describe_parts(len(jobs), part[1])
@@ -110,6 +111,8 @@ def pack(
     except BaseException:
         if part == (0, 1) and not any(work.receipts.glob("*")):  # nothing to resume from
             work.remove()
+            if is_new:
+                out.rmdir()
         raise
     if receipts is not None:
         return _finish(source, receipts, work)
