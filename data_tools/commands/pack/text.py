@@ -41,7 +41,7 @@ def plan_text(
     Args:
         document: what one sample is, see `read_documents`.
         encoding: of the files that do not say it themselves.
-        labels: from folders, and their numbers in `classes`; see `find_text_files`.
+        labels: from folders, and their numbers in `classes`; see `label_files`.
     """
     check_encoding(encoding)
     found = find_text_files(inputs, TEXT_SUFFIXES, labels, classes)
@@ -100,7 +100,7 @@ def _source(
     return Source(
         read,
         group_by_bytes(pieces, shard_bytes, shuffled=bool(found.classes)),
-        {"source": inputs[0].name, **({"classes": list(found.classes)} if found.classes else {})},
+        {"source": inputs[0].name, **({"classes": found.classes} if found.classes else {})},
         stamp=stamp(file.path for file in found.files),
         skipped=found.skipped,
     )

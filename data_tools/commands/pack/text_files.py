@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_tools.commands.pack.classes import number_classes, refuse_splits
+from data_tools.commands.pack.classes import label_files, skip_strays
 from data_tools.commands.pack.encodings import LONGEST_DOCUMENT, find_mark, find_wide
 from data_tools.commands.pack.engine import Skipped
 from data_tools.decode.options import DecodeError
@@ -23,8 +23,6 @@ from data_tools.errors import UserError
 from data_tools.order.permutation import derive_key, permute
 from data_tools.storage.folders import walk_folder
 
-STRAYS = 0.05
-"""Share of the files that may lie beside the class folders without a question being asked."""
 SAMPLE_COST = 2048
 """Bytes that a sample takes in a shard beside its text: the headers of its members, and what fills their blocks."""
 
@@ -45,7 +43,7 @@ class TextFiles:
     """What was found: the files in order, their classes by number, and what is left out."""
 
     files: list[TextFile]
-    classes: dict[str, int]
+    classes: list[str]
     skipped: list[Skipped]
 
 
@@ -55,8 +53,7 @@ def find_text_files(
     """The files named, whatever they are called, and those with the suffixes in the folders named.
 
     Args:
-        labels: "folder" makes classes of first folders, "none" makes none; "auto" makes them where there are several.
-        classes: numbers the classes, see `read_class_names`.
+        labels, classes: see `label_files`; one folder alone is no class here.
 
     Raises:
         UserError: one is missing, a folder has nothing to read, or it cannot be said which folders are classes.
@@ -77,44 +74,13 @@ def find_text_files(
         else:
             raise UserError(f"{path}: there is no such file or folder")
     root = _root(inputs)
-    names = {path: Path(os.path.relpath(path, root)).as_posix() for path in found}
-    folders = {path: name.split("/")[0] for path, name in names.items() if "/" in name}
-    numbers: dict[str, int] = {}
-    if labels == "folder" or (labels == "auto" and _are_classes(folders, names, inputs[0])):
-        if not folders:
-            raise UserError(
-                f"{inputs[0]}: no file lies in a folder of its class; use --labels none, or sort them into folders"
-            )
-        skipped += [Skipped(str(path), _STRAY) for path in names if path not in folders]
-        names = {path: name for path, name in names.items() if path in folders}
-        numbers = number_classes(folders.values(), classes, inputs[0])
-    elif classes is not None:
-        raise UserError(
-            f"--classes {classes}: {inputs[0]} is packed without labels; sort the files into class folders"
-        )
+    names = {path: Path(os.path.relpath(path, root)) for path in found}
+    labelled = label_files(names, inputs[0], labels, classes, "text", least=2)
     files = [
-        TextFile(path, i, name, numbers[folders[path]] if numbers else None, _size_of(path))
-        for i, (path, name) in enumerate(names.items())
+        TextFile(path, number, names[path].as_posix(), label, _size_of(path))
+        for number, (path, label) in enumerate(zip(labelled.files, labelled.labels, strict=True))
     ]
-    return TextFiles(files, numbers, skipped)
-
-
-_STRAY = "beside the class folders: has no class"
-
-
-def _are_classes(folders: dict[Path, str], names: dict[Path, str], asked: Path) -> bool:
-    """Whether the folders are classes, of which there are several; raises UserError where that is a question."""
-    classes = set(folders.values())
-    if len(classes) < 2:
-        return False
-    refuse_splits(asked, classes, "text")
-    strays = len(names) - len(folders)
-    if strays > STRAYS * len(names):
-        raise UserError(
-            f"{asked}: {len(folders):,} files lie in {len(classes):,} folders, {strays:,} beside them; say --labels "
-            "folder (folders are classes, and those beside are left out) or --labels none (all, without labels)"
-        )
-    return True
+    return TextFiles(files, labelled.classes, skipped + skip_strays(labelled.strays))
 
 
 def _not_read(path: Path) -> Skipped:
