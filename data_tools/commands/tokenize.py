@@ -81,7 +81,7 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
     for number in range(int(dataset.manifest.counts[shard])):
         try:
             sample = dataset.read(shard, number)
-            text = str(sample[extension], "utf-8-sig")
+            text = str(sample[extension], "utf-8").removeprefix("\ufeff")
         except (DamagedSampleError, KeyError, UnicodeDecodeError) as error:
             yield Skipped(f"{dataset.manifest.urls[shard]} #{number}", f"{type(error).__name__}: {error}")
             continue

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data_tools import open_dataset
+from data_tools import ShardWriter, finish_dataset, open_dataset
 from data_tools.__main__ import main
 from data_tools.commands.pack import encodings, json_values, text_files
 from data_tools.commands.pack.encodings import decode_bytes, guess_encoding
@@ -161,6 +162,13 @@ def test_utf16_is_read_by_lines_and_a_damaged_one_costs_itself(tmp_path):
     assert len(listed(tmp_path)) == 1
 
 
+def test_a_mark_in_the_shards_of_others_is_no_character(tmp_path):
+    with ShardWriter(tmp_path / "sh") as writer:
+        writer.write("a", {"txt": b"\xef\xbb\xbftext"})
+        finish_dataset(writer)
+    assert open_dataset(tmp_path / "sh")[0]["text"] == "text"
+
+
 def test_a_lone_surrogate_is_the_replacement_character(tmp_path):
     write(tmp_path, {"a.jsonl": rb'{"text": "a\ud800b \ud83d\ude00", "of": "\udfff", "nul": "\u0000"}'})
     (sample,) = packed(tmp_path, "jsonl")
@@ -207,13 +215,21 @@ def test_what_is_no_mail_says_so():
 def test_a_page_is_what_it_shows(tmp_path):
     page = (
         '<html><head><meta http-equiv="Content-Type" content="text/html; charset=iso-8859-1"><title>Menü</title>'
-        "<style>p {}</style></head><body><p>Caf\xe9 &amp;\n <b>Th\xe9</b></p><script>x < 1</script><ul><li>a<li>b</ul>"
+        "<style>p {}</style></head><body><p>Caf\xe9 &amp;\n <b title='a > b'>Th\xe9</b></p>"
+        "<script>x < 1</script><!-- <p>no --><ul><li>a<li>1 < 2</ul>"
     )
     write(tmp_path, {"a.html": page.encode("latin-1")})
     (sample,) = packed(tmp_path, "text")
-    assert sample["text"] == "Menü\n\nCafé & Thé\n\na\nb"
-    with pytest.raises(DecodeError, match="too long"):
-        page_text("x" * (9 << 20))
+    assert sample["text"] == "Menü\n\nCafé & Thé\n\na\n1 < 2"
+
+
+@pytest.mark.parametrize(
+    "part", ["<!--", "<a", "<", "&#", "<script>", "<!", "<?", "<a b='", "</", "<![", '<a "><a" "']
+)
+def test_a_page_of_what_is_never_closed_is_read_in_one_pass(part):
+    begin = time.process_time()
+    page_text("shown" + part * 50_000)
+    assert time.process_time() - begin < 2  # the parser of the standard library takes minutes
 
 
 TABLE = 'id;text;note\r\n1;"Zeile eins\r\nund ""zwei""";é\r\n2;zu;viele;Felder\r\n\r\n3;drei;\r\n'
