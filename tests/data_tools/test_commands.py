@@ -358,6 +358,7 @@ def test_every_command_has_help_with_an_example(capsys):
         "pack idx",
         "pack jsonl",
         "pack text",
+        "pack csv",
         "tokenizer",
         "tokenize",
         "index",
