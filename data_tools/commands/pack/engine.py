@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,15 +105,16 @@ def pack(
     is_new = not out.exists()
     work.folder.mkdir(parents=True, exist_ok=True)
     jobs = list(enumerate(source.jobs))
-    work.describe_parts(len(jobs), part[1])
     do = partial(_pack_job, source.read, source.with_length, work.folder, shard_bytes)
     try:
+        work.describe_parts(len(jobs), part[1])
         receipts = run_jobs(do, jobs, f"pack {out.name}", work.receipts, processes, part, executor)
     except BaseException:
         if part == (0, 1) and not any(work.receipts.glob("*")):  # nothing to resume from
             work.remove()
             if is_new:
-                out.rmdir()
+                with suppress(OSError):  # another command has written there meanwhile
+                    out.rmdir()
         raise
     if receipts is not None:
         return _finish(source, receipts, work)
