@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import select
 import signal
@@ -56,6 +57,7 @@ def run_cli(main: Callable[[], int]) -> int:
     An error that is the program's own, and has not been told before, is raised.
     """
     try:
+        print_any_text()
         status = main()
         sys.stdout.flush()
         return status
@@ -65,6 +67,12 @@ def run_cli(main: Callable[[], int]) -> int:
         if describe_error(error) is None and not getattr(error, TOLD, False):
             raise
         return tell_error(error)
+
+
+def print_any_text() -> None:
+    """Let stdout show what its encoding lacks as an escape, such as a file's name that is not UTF-8, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def stdout_is_closed() -> bool:

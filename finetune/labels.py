@@ -17,7 +17,7 @@ from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
 from pretrain.config.sections import StorageConfig
 from pretrain.encoders.base import field
-from pretrain.evaluation.class_names import name_class
+from pretrain.evaluation.class_names import name_class, read_label
 
 MEMORY = 512 * 2**20
 """Bytes of decoded samples that are kept; what does not fit is decoded each time."""
@@ -188,11 +188,7 @@ def order(label: Any) -> tuple[bool, float, str]:
 
 def label_of(sample: dict[str, Any], config: LabelledDataConfig, names: list[str] | None = None) -> Any:
     """The class of a sample as it stands there, by its name, or the bin it falls into; None where it is null."""
-    value = field(sample, config.label)
-    if isinstance(value, (dict, list, np.ndarray)):
-        raise UserError(
-            f"data.label={config.label!r}: holds a {type(value).__name__}, not a class; name a single value"
-        )
+    value = read_label(sample, config.label, f"data.label={config.label!r}")
     if config.label_bins is None or value is None:
         return name_class(value, names)
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -125,7 +125,8 @@ def pretrain(argv: list[str]) -> int:
         leave_stop_mark(result.status)
         return result.status
     if is_main_process:
-        print(f"done: {result.steps} steps, report in {result.folder / 'report.html'}")
+        result_in = result.folder / "report.html" if config.tracking.report else result.folder
+        print(f"done: {result.steps} steps, {'report' if config.tracking.report else 'all'} in {result_in}")
     return 0
 
 

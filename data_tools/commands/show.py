@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import Sample
 
 TILE = 112  # pixels
 CAPTION = 14
+FONT_SIZE = 10
 EXCERPT = 300  # characters
 
 
@@ -25,6 +28,7 @@ def contact_sheet(samples: list[Sample], classes: list[str] | None = None) -> Im
     gap, step_x, step_y = 6, TILE + 6, TILE + CAPTION + 6
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.font = load_font()
     for i, (picture, text) in enumerate(tiles):
         x, y = gap + i % columns * step_x, gap + i // columns * step_y
         tile = _fit(picture)
@@ -32,6 +36,13 @@ def contact_sheet(samples: list[Sample], classes: list[str] | None = None) -> Im
         shown = next(text[:n] for n in range(len(text), -1, -1) if draw.textlength(text[:n]) <= TILE)
         draw.text((x, y + TILE), shown, fill="black")
     return sheet
+
+
+def load_font() -> ImageFont.FreeTypeFont:
+    """A font with the letters of most languages; Pillow's own has English ones."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
 
 
 def _fit(picture: Image.Image) -> Image.Image:
@@ -54,14 +65,14 @@ def caption(sample: Sample, classes: list[str] | None = None) -> str:
     return str(sample["__key__"])
 
 
-def excerpt(sample: Sample) -> str:
+def excerpt(sample: Sample, classes: list[str] | None = None) -> str:
     """One paragraph: key, what is said about the sample, and the beginning of its text or tokens."""
     text = sample.get("text")
     if text is None and "tokens" in sample:
         text = " ".join(map(str, sample["tokens"][: EXCERPT // 5].tolist()))
     shown = (text or "")[:EXCERPT].replace("\n", " ")
     more = "…" if text and len(text) > EXCERPT else ""
-    return f"[{sample['__key__']}] {caption(sample)}\n  {shown}{more}"
+    return f"[{sample['__key__']}] {caption(sample, classes)}\n  {shown}{more}"
 
 
 def _picture(sample: Sample) -> Image.Image | None:
@@ -73,10 +84,20 @@ def _picture(sample: Sample) -> Image.Image | None:
     array: Any = arrays[0]
     if array.ndim == 4:
         array = array[len(array) // 2]  # the middle frame of a video
-    if array.dtype == np.uint16:
-        array = (array / 257).astype(np.uint8)
+    array = lay_on(_as_bytes(array))
     array = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """A picture (H, W, C) as uint8; of 32 bits or floats, which do not say what white is, from least to most."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array / 257).astype(np.uint8)
+    values = np.nan_to_num(array.astype(np.float64))
+    spread = float(np.ptp(values)) or 1.0
+    return ((values - values.min()) / spread * 255).astype(np.uint8)
 
 
 def spectrogram(audio: np.ndarray, window: int = 256, hop: int = 64) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,11 @@ def split(dataset: Dataset, fraction: float, train: Path, test: Path, salt: str 
         )
     kept = np.ones(len(out), dtype=np.bool_)
     kept[dataset.marked] = False
-    for folder, chosen in ((train, ~out & kept), (test, out & kept)):
-        write_selection(dataset, chosen, folder)
+    try:
+        for folder, chosen in ((train, ~out & kept), (test, out & kept)):
+            write_selection(dataset, chosen, folder)
+    except BaseException:  # a full disk: half of a split is none
+        for folder in (train, test):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return int((~out & kept).sum()), int((out & kept).sum())

@@ -15,6 +15,7 @@ from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.decode.kinds import kind_of
 from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.pixels import white_of
 from data_tools.decode.sample import decode_sample
 from data_tools.jobs import Receipt, run_jobs
 
@@ -37,7 +38,7 @@ def statistics(
         "marked": len(dataset.marked),
         "bytes": _quantiles(sizes),
         "extensions": _merge(found, "extensions"),
-        "labels": {str(k): v for k, v in sorted(_merge(found, "labels").items(), key=lambda kv: int(kv[0]))},
+        "labels": _name_labels(_merge(found, "labels"), dataset),
         "shapes": dict(_merge(found, "shapes").most_common(10)),
         "duplicates": _duplicates([r["hashes"] for r in found], [r["keys"] for r in found]),
     }
@@ -48,6 +49,15 @@ def statistics(
     if channels:
         summary["channels"] = channels
     return summary
+
+
+def _name_labels(counts: Counter[str], dataset: Dataset) -> dict[str, int]:
+    """Samples of each class, in the order of their numbers, by name where the manifest names it."""
+    names = dataset.manifest.about.get("classes") or []
+    return {
+        str(names[number]) if 0 <= number < len(names) else str(number): counts[str(number)]
+        for number in sorted(map(int, counts))
+    }
 
 
 def _merge(found: list[Receipt], name: str) -> Counter[str]:
@@ -136,8 +146,14 @@ def _content_hash(raw: dict[str, memoryview]) -> int:
 
 
 def _add_moments(moments: dict[str, list[Any]], image: np.ndarray) -> None:
-    """Add pixels, sums and sums of squares of an image (H, W, C), as fractions of the full range."""
-    pixels = image.reshape(-1, image.shape[2]) / np.float64(np.iinfo(image.dtype).max)
+    """Add pixels, sums and sums of squares of an image (H, W, C), as fractions of the full range.
+
+    Values of 32 bits and floats are taken as they are, apart from those that have a range.
+    """
+    white, name = white_of(image.dtype), str(image.shape[2])
+    if image.dtype not in (np.uint8, np.uint16):
+        white, name = 1.0, f"{name} {image.dtype}"
+    pixels = image.reshape(-1, image.shape[2]) / np.float64(white)
     new = [np.full(image.shape[2], len(pixels)), pixels.sum(0), (pixels**2).sum(0)]
-    old = moments.get(str(image.shape[2]), [0, 0, 0])
-    moments[str(image.shape[2])] = [(np.asarray(a) + b).tolist() for a, b in zip(old, new, strict=True)]
+    old = moments.get(name, [0, 0, 0])
+    moments[name] = [(np.asarray(a) + b).tolist() for a, b in zip(old, new, strict=True)]

@@ -190,13 +190,13 @@ def _remote_manifest(url: str, fetching: FetchOptions) -> Found | None:
 def _listed(url: str, fetching: FetchOptions) -> Found:
     """The tars of a prefix that has no manifest."""
     try:
-        tars = find_tars(url, retry=fetching.retry)
-    except UserError:  # most web servers list nothing
-        tars = []
+        tars, reason = find_tars(url, retry=fetching.retry), "no tars either"
+    except UserError as error:  # most web servers list nothing
+        tars, reason = [], str(error)
     if not tars:
         raise UserError(
-            f"{redacted(url)}: no manifest there, and no tars are listed; write one with `python -m data_tools index`, "
-            "or name the tars"
+            f"{redacted(url)}: no manifest there; write one with `python -m data_tools index`, or name the tars "
+            f"({reason})"
         )
     return _indexed(tars, redacted(url), fetching)
 

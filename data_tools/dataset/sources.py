@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.storage.folders import find_files
 from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import (
     PATIENT,
@@ -39,10 +40,7 @@ def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIE
         return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))  # noqa: PTH207
     if (unfinished := describe_unfinished(path)) is not None:
         raise UserError(f"{path}: {unfinished}")
-    found = (file for file in path.rglob("*") if file.name.endswith(endings))
-    return sorted(
-        str(file) for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)
-    )
+    return sorted(map(str, find_files(path, endings)))
 
 
 def _list_tars(prefix: str, endings: tuple[str, ...], retry: Retry) -> list[str]:

@@ -14,14 +14,14 @@ def decode_audio(payload: memoryview, _: str, options: DecodeOptions) -> tuple[n
     soundfile = import_extra("soundfile", "audio")
     with soundfile.SoundFile(io.BytesIO(payload)) as file:
         rate = file.samplerate
-        if file.frames > options.max_audio_seconds * rate:
+        wanted = options.sampling_rate or rate
+        values = file.frames * file.channels * max(1, wanted / rate)
+        if values > options.max_audio_values:
             raise DecodeError(
-                f"{file.frames / rate:.0f} s of audio are beyond {options.max_audio_seconds:.0f} s"
+                f"{file.frames:,} frames of {file.channels} channels at {rate:,} Hz are beyond the limit of "
+                f"{options.max_audio_values:,} values"
             )
         audio = file.read(dtype="float32", always_2d=True)
-    if options.sampling_rate and options.sampling_rate != rate:
-        audio, rate = (
-            import_extra("soxr", "audio").resample(audio, rate, options.sampling_rate),
-            options.sampling_rate,
-        )
-    return audio, rate
+    if wanted != rate:
+        audio = import_extra("soxr", "audio").resample(audio, rate, wanted)
+    return audio, wanted

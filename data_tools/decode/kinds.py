@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import lru_cache
 
 from data_tools.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pbm", "tif", "tiff", "gif"})
+# Where a sample has several members of a kind, the first here is the field of that name: of a photograph and the mask
+# that lies beside it (jpg and png, the usual pair) the photograph.
+_PREFERRED = {
+    "image": (
+        "jpg", "jpeg", "jpe", "jfif", "heic", "heif", "avif", "webp", "jp2", "j2k", "png", "tif", "tiff", "bmp",
+        "ppm", "pgm", "pbm", "gif",
+    ),
+    "audio": ("flac", "wav", "ogg", "mp3"),
+    "video": ("mp4", "mkv", "webm", "avi", "mov"),
+    "text": ("txt", "text"),
+    "label": ("cls",),
+    "json": ("json",),
+    "array": ("npy",),
+}  # fmt: skip
+_KINDS = {extension: kind for kind, extensions in _PREFERRED.items() for extension in extensions}
 
-AUDIO_EXTENSIONS = frozenset({"flac", "wav", "ogg", "mp3"})
-
-VIDEO_EXTENSIONS = frozenset({"mp4", "mkv", "webm", "avi", "mov"})
+IMAGE_EXTENSIONS = frozenset(_PREFERRED["image"])
 
 # Formats whose readers run code from the file. Refused wherever they turn up, never merely skipped.
 PICKLE_EXTENSIONS = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "joblib"})
-
-_OTHER = {"txt": "text", "text": "text", "cls": "label", "json": "json", "npy": "array"}
 
 
 def kind_of(extension: str) -> str | None:
     """The field that a member of this (possibly dotted) extension becomes; None stays bytes."""
     if extension == "tokens.npy":
         return "tokens"
-    last = extension.rsplit(".", 1)[-1]
+    last = extension.rsplit(".", 1)[-1].lower()
     if last in PICKLE_EXTENSIONS:
         raise UserError(
             f".{extension} member: pickle can run code and is refused; repack the data without it"
         )
-    if last in IMAGE_EXTENSIONS:
-        return "image"
-    if last in AUDIO_EXTENSIONS:
-        return "audio"
-    if last in VIDEO_EXTENSIONS:
-        return "video"
-    return _OTHER.get(last)
+    return _KINDS.get(last)
 
 
 @lru_cache(maxsize=4096)
 def field_names(extensions: tuple[str, ...]) -> dict[str, str]:
-    """Extension → field name: the kind, or the full extension where two members are of one kind."""
+    """Extension → field name: the kind; where several members are of one, the preferred one's, if it has no dot.
+
+    The others go by their full extension, and so do all of a kind where each has a dot (``left.png``, ``right.png``).
+    """
     kinds = {extension: kind_of(extension) for extension in extensions}
-    often = Counter(kinds.values())
-    return {e: e if kind is None or often[kind] > 1 else kind for e, kind in kinds.items()}
+    of_kind: dict[str | None, list[str]] = {}
+    for extension, kind in kinds.items():
+        of_kind.setdefault(kind, []).append(extension)
+    chosen = {kind: _choose(kind, members) for kind, members in of_kind.items() if kind is not None}
+    return {e: kind if kind is not None and chosen[kind] == e else e for e, kind in kinds.items()}
+
+
+def _choose(kind: str, extensions: list[str]) -> str | None:
+    if len(extensions) == 1:
+        return extensions[0]
+    return next((e for e in _PREFERRED.get(kind, ()) if e in extensions), None)

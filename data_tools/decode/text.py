@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from data_tools.decode.options import DecodeError, DecodeOptions
 
+LONGEST_LABEL = 64
+"""Bytes of a .cls member, white space included."""
+LONGEST_SHOWN = 32
+"""Bytes of one that an error shows."""
+
 
 def decode_text(payload: memoryview, _: str, options: DecodeOptions) -> str:
+    """UTF-8; a byte-order mark before it is no character."""
     _check_text(payload, options)
-    return str(payload, "utf-8")
+    return str(payload, "utf-8").removeprefix("\ufeff")
 
 
 def decode_json(payload: memoryview, _: str, options: DecodeOptions) -> Any:
@@ -24,4 +31,9 @@ def _check_text(payload: memoryview, options: DecodeOptions) -> None:
 
 
 def decode_label(payload: memoryview, *_: object) -> int:
-    return int(bytes(payload[:32]))
+    """The class number that a .cls member holds: an integer, and nothing else."""
+    text = payload[: LONGEST_LABEL + 1].tobytes().strip()
+    if not re.fullmatch(rb"[+-]?[0-9]{1,18}", text) or len(payload) > LONGEST_LABEL:
+        shown = text[:LONGEST_SHOWN].decode("utf-8", "replace")
+        raise DecodeError(f"not a class number: {shown!r}" if text else "empty: no class number")
+    return int(text)

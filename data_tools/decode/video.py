@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.decode.image import check_pixels
-from data_tools.decode.options import DecodeError, DecodeOptions, import_extra
+from data_tools.decode.options import DecodeError, DecodeOptions, check_pixels, import_extra
 
 
 def decode_video(payload: memoryview, _: str, options: DecodeOptions) -> np.ndarray:

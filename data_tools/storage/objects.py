@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 8 << 20
-SMALL = 4 << 30
+MAX_OBJECT_BYTES = 4 << 30
 """Bytes of the largest object that is read into memory at once: the manifest of 10⁷ shards is smaller."""
 
 
@@ -95,7 +95,7 @@ def read_whole(url: str, target: Path, retry: Retry = PATIENT) -> None:
     with_retries(attempt, url, retry)
 
 
-def read_all(url: str, retry: Retry = PATIENT, limit: int = SMALL) -> bytes:
+def read_all(url: str, retry: Retry = PATIENT, limit: int = MAX_OBJECT_BYTES) -> bytes:
     """A small object, such as a manifest; raises UserError for one of more than ``limit`` bytes."""
 
     def attempt() -> bytes:
@@ -103,7 +103,9 @@ def read_all(url: str, retry: Retry = PATIENT, limit: int = SMALL) -> bytes:
         for block in read_blocks(url, retry):
             data += block
             if len(data) > limit:
-                raise UserError(f"{redacted(url)}: longer than {limit:,} bytes; no file of this kind is")
+                raise UserError(
+                    f"{redacted(url)}: has more than {limit:,} bytes; no manifest or sidecar is so large"
+                )
         return bytes(data)
 
     return with_retries(attempt, url, retry)

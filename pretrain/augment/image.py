@@ -67,7 +67,7 @@ def resized_crop(
 ) -> np.ndarray:
     """The part of `image` within `box`, resized with antialiasing: (H, W, C) → (C, size, size).
 
-    Bicubic overshoots at edges: bytes are clipped, and so are 16 bits.
+    Bicubic overshoots at edges: bytes are clipped, and so are 16 bits and floats, which come out in [0, 1].
     """
     sampling = FILTERS[interpolation]
     if box == (0, 0, size, size) and image.shape[:2] == (size, size):
@@ -86,4 +86,6 @@ def resized_crop(
             whole = whole.round().clip(0, 255).astype(np.uint8)
     if image.dtype == np.uint16:
         whole = (whole.astype(np.float32) / 65535).clip(0, 1)
+    elif image.dtype != np.uint8:
+        whole = whole.clip(0, 1)
     return whole.transpose(2, 0, 1).copy()  # (C, size, size), contiguous and writable

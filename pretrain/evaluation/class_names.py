@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from data_tools.errors import UserError
+from pretrain.encoders.base import field
+
 NUMBERED = "label"
 """The field of a sample whose numbers count in `classes` of the manifest."""
 
@@ -18,21 +23,40 @@ def class_names(dataset: Any, field_name: str) -> list[str] | None:
 def comparable_names(
     train: Any, test: Any, field_name: str
 ) -> tuple[list[str] | None, list[str] | None, str | None]:
-    """The names by which two data sets' classes are compared, and what is to be told of that.
+    """The names of two data sets' classes, by which they are compared, and what is to be told of that.
 
-    Only where both name their classes can names be compared; else both are taken by number.
+    Only where both name their classes can names be compared; else both are taken by number, and called by the names
+    that one of them has.
     """
     ours, theirs = class_names(train, field_name), class_names(test, field_name)
     if ours is not None and theirs is not None:
         return ours, theirs, None
     if ours == theirs:
         return None, None, None
+    names = ours if theirs is None else theirs
     named, bare = ("training", "test") if theirs is None else ("test", "training")
     return (
-        None,
-        None,
+        names,
+        names,
         f"classes are compared by number: the {named} samples name them, the {bare} samples do not",
     )
+
+
+def read_label(sample: dict[str, Any], field_name: str, place: str) -> Any:
+    """The label of a sample as it stands there; None where it is null.
+
+    Raises:
+        UserError: the sample has no such field, or it is no single value, NaN, or an empty text.
+    """
+    value = field(sample, field_name)
+    if isinstance(value, (dict, list, np.ndarray)):
+        raise UserError(f"{place}: holds a {type(value).__name__}, not a class; name a single value")
+    if value == "" or value != value:  # noqa: PLR0124 - NaN alone is not equal to itself
+        what = "an empty text" if value == "" else "NaN"
+        raise UserError(
+            f"{place}: is {what} in sample {sample.get('__key__')!r}, which is no class; write null where there is none"
+        )
+    return value
 
 
 def name_class(value: Any, names: list[str] | None) -> Any:

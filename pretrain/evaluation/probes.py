@@ -14,9 +14,9 @@ from data_tools.dataset.open import open_dataset
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from data_tools.storage.segments import FetchOptions
 from pretrain.config.sections import ProbeConfig
-from pretrain.encoders.base import Encoder, field
+from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
-from pretrain.evaluation.class_names import comparable_names, name_class
+from pretrain.evaluation.class_names import comparable_names, name_class, read_label
 from pretrain.evaluation.shares import share_batches
 from pretrain.objectives.base import Objective
 
@@ -90,7 +90,7 @@ def embed(
     for indices, counts in share_batches(len(dataset), batch_size, world.rank, world.size):
         try:
             samples = [dataset[index] for index in indices.tolist()]
-            classes = [label_of(sample, label_field) for sample in samples]
+            classes = [read_label(sample, label_field, f"label field {label_field!r}") for sample in samples]
             batch = objective.collate([objective.view(sample) for sample in samples])
         except (UserError, DamagedSampleError) as error:
             raise OneRankError(f"probe: {error}") from None
@@ -108,18 +108,6 @@ def embed(
         if part is not None:
             whole[rank :: world.size], named[rank :: world.size] = part, classes
     return torch.from_numpy(whole), named
-
-
-def label_of(sample: dict[str, Any], field_name: str) -> Any:
-    """The label of a sample.
-
-    Raises:
-        UserError: the sample has no such field, or it is not a single value.
-    """
-    value = field(sample, field_name)
-    if isinstance(value, (dict, list, np.ndarray)):
-        raise UserError(f"label field {field_name!r}: holds a {type(value).__name__}, not a class")
-    return value
 
 
 def number_classes(labels: list[Any]) -> Tensor:

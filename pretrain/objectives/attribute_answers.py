@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import NonNegativeFloat
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.decode.kinds import kind_of
 from data_tools.decode.options import DecodeError, DecodeOptions
+from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import decode_sample
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
@@ -73,11 +75,19 @@ class Answers:
 def answer(sample: dict[str, Any], spec: AttributeSpec) -> Any:
     """An attribute's value for a sample; None where the sample does not have the field."""
     if spec.derive:
-        return DERIVED[spec.derive](field(sample, "image"))
+        return DERIVED[spec.derive](lay_on(field(sample, "image")))
     try:
-        return field(sample, spec.field or "")
+        value = field(sample, spec.field or "")
     except UserError:
         return None
+    refuse_nan(value, sample["__key__"], spec.field)
+    return value
+
+
+def refuse_nan(value: Any, key: str, name: str | None) -> None:
+    """Raise a UserError where a sample's answer is NaN, which would make the loss NaN."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"sample {key!r}: {name} is NaN, which is no answer; write null where there is none")
 
 
 def find_answers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str, Answers]:
@@ -186,6 +196,7 @@ def scan(dataset: Dataset, name: str) -> dict[str, Any]:
             continue
         if isinstance(value, (dict, list, np.ndarray, bytes)):
             raise UserError(f"sample {key!r}: {name} holds a {type(value).__name__}, not a class")
+        refuse_nan(value, key, name)
         counts[value] += value is not None
         without += value is None
     classes = sorted((value for value, count in counts.items() if count), key=str)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_tools.decode.pixels import white_of
+
 ROTATIONS = 4
 
 
 def brightness(image: np.ndarray) -> float:
     """Mean over pixels and channels of an image (H, W, C), with white at 1."""
-    return float(image.mean() / np.iinfo(image.dtype).max)
+    return float(image.mean() / (white_of(image.dtype) or 1))
 
 
 def stroke_width(image: np.ndarray) -> float:

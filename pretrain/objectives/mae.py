@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from data_tools.errors import UserError
 from pretrain.augment.image import Interpolation, center_view, random_resized_crop
 from pretrain.config.schema import Range
-from pretrain.encoders.base import field
-from pretrain.encoders.image.base import ImageEncoder, image_to_array
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
@@ -78,7 +77,7 @@ class MAE(Objective):
         if not isinstance(self.encoder, ImageEncoder):
             return self.view(sample)
         size = self.encoder.config.image_size
-        image = image_to_array(field(sample, "image"), self.encoder.config.num_channels, sample["__key__"])
+        image = self.encoder.image_of(sample)
         if tuple(self.config.crop_scale) == (1, 1):
             view = center_view(image, size, self.config.crop_interpolation)
         else:

@@ -47,7 +47,6 @@ from pretrain.objectives import objective_class
 from pretrain.objectives.base import Batch, Objective
 from pretrain.ops.seeds import seed_of
 from pretrain.optim.groups import check_rules
-from pretrain.report.report import write_report
 from pretrain.run.assemble import assemble_trainer
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import changes_since
@@ -138,7 +137,8 @@ def train(
             on_main_process_for_long(engine, lambda: fetch_starting_weights(config))
         else:
             expect_checkpoint(objective)
-        flops = flops_per_sample(config, objective, sources) if is_main_process else None
+        counts = is_main_process and config.tracking.count_flops
+        flops = flops_per_sample(config, objective, sources) if counts else None
         identity = identity_of(run_id, config)
         checkpoints = Checkpoints(
             folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
@@ -175,12 +175,19 @@ def train(
         trainer.stop_request = stop_request
         trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker))
         fit(trainer)
-        if is_main_process:
-            try:
-                write_report(folder.path)
-            except OSError as error:  # a full disk must not make a finished run a failed one
-                log.warning("%s: the report could not be written (%s)", folder.path, error.strerror)
+        if is_main_process and config.tracking.report:
+            write_report_if_possible(folder.path)
         return trainer
+
+
+def write_report_if_possible(folder: Path) -> None:
+    """A full disk must not make a finished run a failed one."""
+    from pretrain.report.report import write_report  # matplotlib takes a second, and one rank needs it
+
+    try:
+        write_report(folder)
+    except OSError as error:
+        log.warning("%s: the report could not be written (%s)", folder, error.strerror)
 
 
 def fit(trainer: Trainer) -> None:

@@ -29,6 +29,10 @@ class TrackingConfig:
     """Steps between logged lines."""
     picture_every: Annotated[int, Field(ge=0)] = 500
     """Steps between pictures; 0 for none."""
+    report: bool = True
+    """Write RUN/report.html at the end; `python -m pretrain report RUN` does so at any time."""
+    count_flops: bool = True
+    """Count a step's FLOPs at the start, for `tflops_per_second` and `mfu`."""
     communication_every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements of the share in which ranks talk to each other, by torch's profiler; 0: never."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None

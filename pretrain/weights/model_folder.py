@@ -20,6 +20,8 @@ from pretrain.encoders.hf_model import without_pooler
 log = logging.getLogger(__name__)
 SETTINGS_KEY = "masquerade"
 """Where a release's `config.json` keeps the encoder's own settings, those that `transformers` has no word for."""
+LATER = frozenset({"background", "value_range"})
+"""Settings that no folder says, and that came when runs kept all others already."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 CONFIG_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
@@ -61,7 +63,7 @@ def resolve_encoder(own: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(own["from_pretrained"], str):
         raise UserError(f"encoder.from_pretrained={own['from_pretrained']!r}: give the path of a folder")
     folder = Path(own["from_pretrained"])
-    schema = {f.name for f in fields(encoder_class(own["name"]).Config)} if "name" in own else None
+    schema = {f.name for f in fields(encoder_class(own["name"]).Config)} - LATER if "name" in own else None
     if schema is not None and set(own) >= schema and own["transformers"] is not None:
         return own  # resolved before: the configuration of a run
     if schema is not None and set(own) >= schema - {"transformers"}:

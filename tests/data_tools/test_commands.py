@@ -154,7 +154,7 @@ def test_text_that_is_not_utf8_says_what_to_do_and_leaves_nothing(tmp_path, fail
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_bytes("café".encode("latin-1"))
     error = fails("pack", "text", tmp_path / "in", tmp_path / "out")
-    assert "a.txt: not UTF-8" in error and "iconv" in error
+    assert "a.txt: not UTF-8" in error and "--encoding auto" in error
     assert not list((tmp_path / "out").glob("*"))
     assert command("pack", "text", tmp_path / "in", tmp_path / "out", "--encoding", "latin-1") == 0
     assert open_dataset(tmp_path / "out")[0]["text"] == "café"
@@ -175,7 +175,6 @@ def test_text_that_is_not_utf8_says_what_to_do_and_leaves_nothing(tmp_path, fail
         (["pack", "text", "nowhere", "out"], "no such file or folder"),
         (["pack", "text", "file", "out", "--encoding", "utf-9"], "no such encoding"),
         (["pack", "jsonl", "latin.jsonl", "out"], "not UTF-8"),
-        (["pack", "jsonl", "torn.jsonl.gz", "out"], "damaged gzip"),
         (["pack", "jsonl", "empty.jsonl", "out"], "empty"),
         (["pack", "idx", "file", "out"], "not a readable IDX file"),
         (["pack", "idx", "short.sidecar", "out"], "do not fit the shape"),
@@ -326,7 +325,7 @@ def test_stats_count_labels_channels_and_duplicates(tmp_path, capsys):
     assert command("stats", tmp_path / "out", "--json", tmp_path / "stats.json") == 0
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["samples"] == 13
-    assert stats["labels"] == {"0": 6, "1": 7}
+    assert stats["labels"] == {"cat": 6, "dog": 7}
     assert stats["duplicates"]["count"] == 1
     assert sorted(stats["duplicates"]["groups"][0]) == ["cat/0_v1", "dog/again"]
     pixels = np.concatenate([s["image"].reshape(-1) for s in open_dataset(tmp_path / "out")]) / 255
@@ -359,6 +358,7 @@ def test_every_command_has_help_with_an_example(capsys):
         "pack idx",
         "pack jsonl",
         "pack text",
+        "pack csv",
         "tokenizer",
         "tokenize",
         "index",

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from pretrain.config.load import load_config
 from pretrain.run.run import run
 from tests.cases import CASES
+from tests.processes import QUIET
 
 STEPS, EVERY = 12, 3
 COMMON = [f"train.steps={STEPS}", "train.global_batch_size=16", f"checkpoint.every={EVERY}", "checkpoint.keep=9",
-          "tracking.log_every=1", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+          "tracking.log_every=1", *QUIET,
           "schedule.warmup_ratio=0.2"]  # fmt: skip
 
 

@@ -10,12 +10,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 from pretrain.release.release import load_run_encoder
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "train.steps=8", "checkpoint.every=4", "train.ema_decay=0.9",
-    "tracking.log_every=1", "tracking.wandb.mode=disabled", "tracking.picture_every=3", "probe.every=0",
+    "tracking.log_every=1", *QUIET, "tracking.picture_every=3",
     "optimizer.lr=0.01", "schedule.warmup_ratio=0",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow

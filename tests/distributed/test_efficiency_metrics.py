@@ -9,9 +9,9 @@ import pytest
 from pretrain.tracking.metrics import read_metrics
 from tests.cases import CASES
 from tests.distributed.curves import COMMON
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 
-QUIET = ["tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "train.steps=6"]
+MEASURED = [*QUIET, "tracking.count_flops=true", "train.steps=6"]
 pytestmark = pytest.mark.slow
 
 
@@ -32,7 +32,7 @@ def test_two_ranks_say_it_all(tmp_path, case, engine):
             recipe,
             *COMMON,
             *own,
-            *QUIET,
+            *MEASURED,
             *engine,
             "tracking.peak_tflops=0.5",
             "tracking.communication_every=100",
@@ -58,7 +58,7 @@ def test_two_ranks_say_it_all(tmp_path, case, engine):
 
 def test_measuring_changes_nothing_and_the_profile_can_be_opened(tmp_path):
     recipe, *own = CASES["mae"]
-    settings = [recipe, *COMMON, *own, *QUIET]
+    settings = [recipe, *COMMON, *own, *MEASURED]
     run("pretrain", [*settings, f"run_dir={tmp_path / 'plain'}"], 2)
     measured = ["tracking.communication_every=2", "tracking.profile_at=3", "tracking.profile_steps=2"]
     run("pretrain", [*settings, f"run_dir={tmp_path / 'measured'}", *measured], 2)

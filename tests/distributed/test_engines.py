@@ -30,7 +30,7 @@ ENGINES = {
     "zero2-2": (2, ["engine=deepspeed", "deepspeed.stage=2"]),
     "zero3-2": (2, ["engine=deepspeed", "deepspeed.stage=3"]),
 }
-VARIANTS = ("fsdp-1", "fsdp-2-offload")
+VARIANTS = ("fsdp-1", "fsdp-2-offload", "ddp-4", "fsdp-4", "hsdp-2x2")
 """Beside the table; with two micro-batches only."""
 EVERYTHING = ("ddp-2", "fsdp-2", "zero2-2")
 """Where every other case runs too, with two micro-batches."""

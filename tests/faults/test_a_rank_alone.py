@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *(s for s in SMALL if not s.startswith("objective")), "train.global_batch_size=16", "train.steps=8",
     "objective={name: 'tests.faults.left_alone:LeftAlone', decoder_hidden_size: 8, decoder_num_hidden_layers: 1, "
-    "decoder_num_attention_heads: 2}", "tracking.log_every=1", "tracking.wandb.mode=disabled",
-    "tracking.picture_every=0", "probe.every=0", "train.hang_timeout=0", "distributed.start_timeout=120",
+    "decoder_num_attention_heads: 2}", "tracking.log_every=1",
+    *QUIET, "train.hang_timeout=0", "distributed.start_timeout=120",
     "distributed.timeout=8",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow

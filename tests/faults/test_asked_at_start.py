@@ -7,12 +7,12 @@ import json
 import pytest
 
 from pretrain.checkpoint.folder import complete
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=8", "train.steps=2", "checkpoint.every=1", "tracking.log_every=1",
-    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+    *QUIET,
 ]  # fmt: skip
 ASKED = "hooks=['tests.faults.asked_at_start:AskedAtStart']"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pretrain.checkpoint.folder import newest_valid
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *(s for s in SMALL if not s.startswith("objective")), "train.global_batch_size=8", "train.steps=6",
     "objective={name: 'tests.faults.cannot_save:CannotSave', decoder_hidden_size: 8, decoder_num_hidden_layers: 1, "
-    "decoder_num_attention_heads: 2}", "checkpoint.every=2", "tracking.log_every=1", "tracking.wandb.mode=disabled",
-    "tracking.picture_every=0", "probe.every=0", "engine=deepspeed", "train.hang_timeout=60",
+    "decoder_num_attention_heads: 2}", "checkpoint.every=2", "tracking.log_every=1",
+    *QUIET, "engine=deepspeed", "train.hang_timeout=60",
 ]  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deepspeed_extension")]
 

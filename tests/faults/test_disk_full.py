@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from pretrain.checkpoint.folder import complete, newest_valid
-from tests.processes import environment, losses, run
+from tests.processes import QUIET, environment, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=2", "tracking.log_every=1", "train.steps=6",
-    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "schedule.warmup_ratio=0",
+    *QUIET, "schedule.warmup_ratio=0",
 ]  # fmt: skip
 LIMITED = """
 import resource, runpy, sys

@@ -7,14 +7,14 @@ import subprocess
 import pytest
 
 from pretrain.checkpoint.folder import complete
-from tests.processes import command, environment, losses, run
+from tests.processes import QUIET, command, environment, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *(s for s in SMALL if not s.startswith("objective")), "train.global_batch_size=16",
     "objective={name: 'tests.faults.sleeper:Sleeper', decoder_hidden_size: 8, decoder_num_hidden_layers: 1, "
     "decoder_num_attention_heads: 2}", "checkpoint.every=2", "tracking.log_every=1", "train.steps=8",
-    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "train.hang_timeout=8",
+    *QUIET, "train.hang_timeout=8",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ import torch
 
 from pretrain.checkpoint.folder import find_fault, newest_valid
 from pretrain.release.release import load_run_encoder
-from tests.processes import kill, losses, run, start
+from tests.processes import QUIET, kill, losses, run, start
 from tests.tiny_run import SMALL
 
 KILLS, STEPS = 10, 60
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=1", "tracking.log_every=1",
-    f"train.steps={STEPS}", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+    f"train.steps={STEPS}", *QUIET,
 ]  # fmt: skip
 
 

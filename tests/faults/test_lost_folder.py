@@ -11,14 +11,14 @@ import torch
 
 from pretrain.checkpoint.folder import complete, find_fault
 from pretrain.release.release import load_run_encoder
-from tests.processes import kill, losses, run, start
+from tests.processes import QUIET, kill, losses, run, start
 from tests.s3_server import s3_server
 from tests.tiny_run import SMALL
 
 STEPS = 40
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=4", "tracking.log_every=1",
-    f"train.steps={STEPS}", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+    f"train.steps={STEPS}", *QUIET,
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from pretrain.checkpoint.folder import newest_valid
-from tests.processes import environment, losses, run
+from tests.processes import QUIET, environment, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
-    "mae_digits", *SMALL, "checkpoint.every=2", "tracking.log_every=1", "tracking.wandb.mode=disabled",
-    "tracking.picture_every=0", "probe.every=0", "schedule.warmup_ratio=0", "train.global_batch_size=2048",
+    "mae_digits", *SMALL, "checkpoint.every=2", "tracking.log_every=1",
+    *QUIET, "schedule.warmup_ratio=0", "train.global_batch_size=2048",
     "data.workers=0",  # a thread's own arena of memory would blur the limit
 ]  # fmt: skip
 LIMITED = """

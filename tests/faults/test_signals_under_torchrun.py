@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 from pretrain.checkpoint.folder import complete, step_of
-from tests.processes import environment, kill, losses
+from tests.processes import QUIET, environment, kill, losses
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=8", "train.steps=1000000", "checkpoint.every=1000000",
-    "tracking.log_every=1", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+    "tracking.log_every=1", *QUIET,
 ]  # fmt: skip
 WORKERS = ["data.workers=1", "data.worker_kind=process"]
 TORCHRUN = [

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import environment, kill, losses, run
+from tests.processes import QUIET, environment, kill, losses, run
 
 TIMEOUT = 20
 """Seconds that a rank waits for the others."""
 SETTINGS = [
     "mae_digits", "train.global_batch_size=16", "checkpoint.every=5", "tracking.log_every=1",
-    "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "encoder.hidden_size=16",
+    *QUIET, "encoder.hidden_size=16",
     "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", f"distributed.timeout={TIMEOUT}",
     "optimizer.lr=3e-4",  # hundreds of steps at the recipe's rate amplify what one step on two hosts rounds otherwise
 ]  # fmt: skip

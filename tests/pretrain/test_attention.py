@@ -34,6 +34,7 @@ from pretrain.ops.attention import (
 )
 from pretrain.run.run import build_objective
 from pretrain.tracking.metrics import read_metrics
+from tests.processes import QUIET
 
 BACKENDS = ("sdpa", "eager", "varlen", pytest.param("flex", marks=pytest.mark.slow))  # flex compiles for long
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
@@ -235,8 +236,8 @@ def test_images_and_decoders_have_no_documents_and_train_on():
 
 @pytest.mark.parametrize("recipe", ["mlm_sotu", "clm_sotu"])
 def test_a_run_with_varlen_says_how_fast_it_went(recipe, tmp_path):
-    main([recipe, "train.steps=2", "train.global_batch_size=4", "train.attention=varlen", "probe.every=0",
-          "tracking.wandb.mode=disabled", "tracking.picture_every=0", "tracking.peak_tflops=0.5",
+    main([recipe, "train.steps=2", "train.global_batch_size=4", "train.attention=varlen",
+          *QUIET, "tracking.count_flops=true", "tracking.peak_tflops=0.5",
           f"run_dir={tmp_path}"])  # fmt: skip
     lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
     assert lines

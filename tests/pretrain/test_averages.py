@@ -10,11 +10,11 @@ from data_tools.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.engine.averages import WeightAverage, restoring, trained_parameters
 from pretrain.run.run import run
-from tests.processes import losses
+from tests.processes import QUIET, losses
 from tests.tiny_run import SMALL
 
 SETTINGS = [*SMALL, "train.global_batch_size=16", "train.steps=6", "checkpoint.every=3", "tracking.log_every=1",
-            "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0"]  # fmt: skip
+            *QUIET]  # fmt: skip
 
 
 def test_the_average_forgets_faster_early_on():

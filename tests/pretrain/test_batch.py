@@ -18,10 +18,11 @@ from pretrain.run.batch import show_batch
 from pretrain.run.replay import replay
 from pretrain.run.run import build_objective, run
 from tests.data_tools.small_data import write_images, write_tokens
+from tests.processes import QUIET
 from tests.tiny_run import SMALL, make_run
 
-COMMON = ["train.steps=9", "train.global_batch_size=12", "train.micro_batch_size=3", "tracking.wandb.mode=disabled",
-          "tracking.picture_every=0", "probe.every=0", "tracking.progress=false"]  # fmt: skip
+COMMON = ["train.steps=9", "train.global_batch_size=12", "train.micro_batch_size=3",
+          *QUIET, "tracking.progress=false"]  # fmt: skip
 
 
 def folder_of(config, folder):

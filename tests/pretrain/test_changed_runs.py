@@ -17,23 +17,16 @@ from pretrain.report.report import write_report
 from pretrain.run.batch import show_batch
 from pretrain.run.changes import parse_changes
 from pretrain.run.replay import replay
-from tests.processes import losses, run
+from tests.processes import QUIET, losses, run
 
-QUIET = (
-    "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0", "tracking.wandb.mode=disabled",
+SETTINGS = (
+    "train.global_batch_size=8", *QUIET,
     "tracking.log_every=1", "schedule={name: constant, warmup_ratio: null, warmup_steps: 2}", "checkpoint.keep=5",
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def only_training(monkeypatch):
-    """Charts and counted FLOPs, four fifths of so short a run, are left out: nothing here is about them."""
-    monkeypatch.setattr("pretrain.run.run.write_report", lambda _: None)
-    monkeypatch.setattr("pretrain.run.run.flops_per_sample", lambda *_: None)
-
-
 def pretrain(folder, *arguments):
-    return main(["mae_digits", *SMALL, *QUIET, f"run_dir={folder}", *arguments])
+    return main(["mae_digits", *SMALL, *SETTINGS, f"run_dir={folder}", *arguments])
 
 
 def weights(folder, step):
@@ -202,7 +195,7 @@ def test_a_branch_on_two_sharded_ranks_goes_on_as_its_trunk(tmp_path):
         "init_with=progress",
         "engine=fsdp",
     ]
-    done = run("pretrain", ["mae_digits", *SMALL, *QUIET, *start], processes=2)
+    done = run("pretrain", ["mae_digits", *SMALL, *SETTINGS, *start], processes=2)
     assert "beginning at step 3 of 6" in done.stdout
     went, goes = losses(trunk), losses(branch)
     assert sorted(goes) == [4, 5, 6]

@@ -32,6 +32,7 @@ from pretrain.release.release import load_run_encoder
 from pretrain.run.folder import RunFolder
 from pretrain.run.run import run
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
+from tests.processes import QUIET
 from tests.s3_server import s3_server
 
 QUICK = Retry(patience=2.0, first_wait=0.01, longest_wait=0.02)
@@ -374,8 +375,8 @@ def test_a_new_run_starts_from_another_runs_target(tmp_path, part):
 def test_a_run_from_a_url_needs_it_only_once(tmp_path):
     make_run(tmp_path / "first")
     copy_all(copies_to(f"file://{tmp_path / 'target'}"), complete(tmp_path / "first" / "checkpoints"))
-    quick = ["train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",
-             "tracking.wandb.mode=disabled", "tracking.log_every=1"]  # fmt: skip
+    quick = ["train.steps=2", "train.global_batch_size=8", *QUIET,
+             "tracking.log_every=1"]  # fmt: skip
     init_from = f"init_from=file://{tmp_path / 'target'}"
     config, _ = load_config("mae_digits", [*SMALL, *quick, init_from, f"run_dir={tmp_path / 'second'}"])
     run(config)

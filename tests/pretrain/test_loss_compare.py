@@ -13,10 +13,11 @@ from pretrain.__main__ import main
 from pretrain.config.load import load_config
 from pretrain.run.loss_compare import ALWAYS, compare_runs, find_code
 from pretrain.run.run import run
+from tests.processes import QUIET
 from tests.tiny_run import SMALL
 
-SETTINGS = [*SMALL, "train.global_batch_size=8", "tracking.log_every=1", "tracking.wandb.mode=disabled",
-            "tracking.picture_every=0", "probe.every=0", "tracking.progress=false", "checkpoint.every=100"]  # fmt: skip
+SETTINGS = [*SMALL, "train.global_batch_size=8", "tracking.log_every=1",
+            *QUIET, "tracking.progress=false", "checkpoint.every=100"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

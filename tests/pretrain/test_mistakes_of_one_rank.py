@@ -15,10 +15,11 @@ from pretrain.checkpoint.folder import complete
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.load import load_config
 from pretrain.run.run import run
+from tests.processes import QUIET
 from tests.tiny_run import SMALL
 
-SETTINGS = [*SMALL, "train.global_batch_size=8", "checkpoint.every=2", "tracking.wandb.mode=disabled",
-            "tracking.picture_every=0", "probe.every=0", "train.steps=4"]  # fmt: skip
+SETTINGS = [*SMALL, "train.global_batch_size=8", "checkpoint.every=2",
+            *QUIET, "train.steps=4"]  # fmt: skip
 
 
 def refuse(sample, rng):

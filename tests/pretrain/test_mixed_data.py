@@ -11,12 +11,12 @@ from data_tools.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.data import build_stream, count_steps, open_sources
 from pretrain.run.run import run
-from tests.processes import losses
+from tests.processes import QUIET, losses
 from tests.tiny_run import SMALL
 
 QUIET = (
-    "train.steps=4", "train.global_batch_size=16", "checkpoint.every=2", "tracking.log_every=1", "probe.every=0",
-    "tracking.picture_every=0", "tracking.progress=false", "tracking.wandb.mode=disabled", "schedule.warmup_ratio=0",
+    "train.steps=4", "train.global_batch_size=16", "checkpoint.every=2", "tracking.log_every=1",
+    *QUIET, "tracking.progress=false", "schedule.warmup_ratio=0",
 )  # fmt: skip
 BOTH = "data.path={sample:digits: 3, sample:digits_test: 1}"
 

@@ -10,11 +10,12 @@ from data_tools.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.run.run import run
 from pretrain.tracking.metrics import read_metrics
+from tests.processes import QUIET
 from tests.tiny_run import SMALL
 
 HOOK = "tests.pretrain.counting_hook:Counts"
 SETTINGS = [*SMALL, "train.global_batch_size=8", "checkpoint.every=2", "tracking.log_every=2",
-            "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0", "train.steps=4"]  # fmt: skip
+            *QUIET, "train.steps=4"]  # fmt: skip
 
 
 def train(folder, hooks):

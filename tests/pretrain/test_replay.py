@@ -14,12 +14,12 @@ from pretrain.config.load import load_config
 from pretrain.run.replay import describe, replay
 from pretrain.run.run import run
 from pretrain.tracking.metrics import read_metrics
-from tests.processes import losses
+from tests.processes import QUIET, losses
 from tests.processes import run as run_command
 from tests.tiny_run import SMALL
 
 SHORT = (*SMALL, "train.global_batch_size=16", "train.steps=8", "checkpoint.every=3", "checkpoint.keep=9",
-         "tracking.log_every=1", "tracking.wandb.mode=disabled", "tracking.picture_every=0", "probe.every=0",
+         "tracking.log_every=1", *QUIET,
          "tracking.progress=false", "train.micro_batch_size=4")  # fmt: skip
 
 

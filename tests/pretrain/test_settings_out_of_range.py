@@ -7,6 +7,7 @@ import pytest
 from data_tools.errors import UserError
 from pretrain.__main__ import main
 from pretrain.config.load import load_config
+from tests.processes import QUIET
 from tests.tiny_run import SMALL
 
 
@@ -90,8 +91,7 @@ def test_what_a_start_cannot_use_is_one_line(override, message, tmp_path, capfd)
         *SMALL,
         "train.steps=1",
         "train.global_batch_size=8",
-        "probe.every=0",
-        "tracking.picture_every=0",
+        *QUIET,
     ]
     assert (
         main(["mae_digits", *settings, "tracking.wandb.mode=disabled", f"run_dir={tmp_path}", override]) == 2

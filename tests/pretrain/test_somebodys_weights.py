@@ -45,6 +45,7 @@ from pretrain.tracking.metrics import read_metrics
 from pretrain.weights.from_transformers import load_encoder, load_pretrained
 from pretrain.weights.model_folder import resolve_encoder
 from pretrain.weights.start import load_starting_weights
+from tests.processes import QUIET
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 TEXT = {"vocab_size": 4096, "initializer_range": 0.2, "max_position_embeddings": 128}
@@ -68,8 +69,8 @@ MODELS = {
 }  # fmt: skip
 RECIPES = {"vit": "autoencoder_digits", "convnextv2": "autoencoder_digits", "bert": "mlm_sotu",
            "modernbert": "mlm_sotu", "gpt2": "clm_sotu", "llama": "clm_sotu"}  # fmt: skip
-QUICK = ("train.global_batch_size=4", "probe.every=0", "tracking.picture_every=0", "tracking.log_every=1",
-         "tracking.wandb.mode=disabled", "checkpoint.every=1", "checkpoint.keep=3", "checkpoint.asynchronous=false",
+QUICK = ("train.global_batch_size=4", *QUIET, "tracking.log_every=1",
+         "checkpoint.every=1", "checkpoint.keep=3", "checkpoint.asynchronous=false",
          "schedule={name: constant}", "optimizer.lr=1e-6")  # fmt: skip
 
 

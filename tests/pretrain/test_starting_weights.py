@@ -22,9 +22,10 @@ from pretrain.weights.fit import fit_channels, interpolate_grid
 from pretrain.weights.from_transformers import load_encoder, load_pretrained
 from pretrain.weights.model_folder import resolve_encoder
 from pretrain.weights.start import load_starting_weights
+from tests.processes import QUIET
 
-QUICK = ("train.steps=2", "train.global_batch_size=8", "probe.every=0", "tracking.picture_every=0",
-         "tracking.wandb.mode=disabled", "tracking.log_every=1")  # fmt: skip
+QUICK = ("train.steps=2", "train.global_batch_size=8", *QUIET,
+         "tracking.log_every=1")  # fmt: skip
 
 
 def continued(folder, dataset=None, **own):

@@ -17,12 +17,11 @@ from data_tools.dataset.open import open_dataset
 from pretrain.__main__ import main
 from pretrain.config.load import load_config
 from pretrain.config.show import describe_config
+from tests.processes import QUIET
 
 QUIET = (
     "train.global_batch_size=8",
-    "probe.every=0",
-    "tracking.picture_every=0",
-    "tracking.wandb.mode=disabled",
+    *QUIET,
 )
 
 

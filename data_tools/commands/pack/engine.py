@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,15 +31,19 @@ SKIPPED_NAME = "skipped.jsonl"
 
 
 class Packed(NamedTuple):
-    """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it."""
+    """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it.
+
+    ``note``: what the user is told of such samples, once and with their number.
+    """
 
     key: str
     members: dict[str, bytes]
     length: int | None = None
+    note: str = ""
 
 
 class Skipped(NamedTuple):
-    """An input that cannot be a sample, and why."""
+    """An input that cannot be a sample, and why: `kind: details`, counted by kind in the summary."""
 
     name: str
     reason: str
@@ -54,6 +59,7 @@ class Source:
     with_length: bool = False
     files: dict[str, Path] = field(default_factory=dict)  # put beside the manifest: name → where it is now
     stamp: str = ""  # of the input's sizes and times: changed input is not resumed
+    skipped: Sequence[Skipped] = ()  # what is no input, as the plan found
 
     def digest(self, shard_bytes: int) -> str:
         """Names the work: resuming is right only for the same input, cut in the same way."""
@@ -77,10 +83,12 @@ def stamp(files: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """The manifest (None while other parts are missing) and what was skipped."""
+    """The manifest (None while other parts are missing), and what is told of the input."""
 
     manifest: Manifest | None
     skipped: list[Skipped]
+    notes: dict[str, int] = field(default_factory=dict)  # what is told of samples → of how many
+    classes: dict[str, int] = field(default_factory=dict)  # class name → its samples
 
 
 def pack(
@@ -94,15 +102,19 @@ def pack(
     """
     work = Staging(out, PACKING, source.digest(shard_bytes))
     _check_target(out, work.folder)
+    is_new = not out.exists()
     work.folder.mkdir(parents=True, exist_ok=True)
     jobs = list(enumerate(source.jobs))
-    work.describe_parts(len(jobs), part[1])
     do = partial(_pack_job, source.read, source.with_length, work.folder, shard_bytes)
     try:
+        work.describe_parts(len(jobs), part[1])
         receipts = run_jobs(do, jobs, f"pack {out.name}", work.receipts, processes, part, executor)
     except BaseException:
         if part == (0, 1) and not any(work.receipts.glob("*")):  # nothing to resume from
             work.remove()
+            if is_new:
+                with suppress(OSError):  # another command has written there meanwhile
+                    out.rmdir()
         raise
     if receipts is not None:
         return _finish(source, receipts, work)
@@ -128,17 +140,22 @@ def _pack_job(
 ) -> Receipt:  # fmt: skip
     number, job = numbered_job
     skipped: list[Skipped] = []
+    notes, labels = Counter[str](), Counter[str]()
     with ShardWriter(work, shard_bytes, with_length=with_length, prefix=f"{number:06d}-") as writer:
         for item in read(job):
             if isinstance(item, Skipped):
                 skipped.append(item)
             else:
                 writer.write(item.key, item.members, item.length)
+                notes.update([item.note] if item.note else [])
+                labels.update([item.members["cls"].decode()] if "cls" in item.members else [])
         shards = writer.close()
     return {
         "shards": [[s.url, s.samples, s.bytes, s.checksum] for s in shards],
         "extensions": dict(writer.extensions),
         "skipped": skipped,
+        "notes": dict(notes),
+        "labels": dict(labels),
         "samples": sum(s.samples for s in shards),
         "bytes": sum(s.bytes for s in shards),
     }
@@ -147,7 +164,7 @@ def _pack_job(
 def _finish(source: Source, receipts: list[Receipt], work: Staging) -> Result:
     """Give the shards their final names, then write the list of skipped inputs, then the manifest."""
     out = work.out
-    skipped = [Skipped(*entry) for receipt in receipts for entry in receipt["skipped"]]
+    skipped = [*source.skipped, *(Skipped(*entry) for receipt in receipts for entry in receipt["skipped"])]
     shards: list[Shard] = []
     extensions = Counter[str]()
     for receipt in receipts:
@@ -171,4 +188,9 @@ def _finish(source: Source, receipts: list[Receipt], work: Staging) -> Result:
     )
     write_manifest(manifest, out)
     work.remove()
-    return Result(manifest, skipped)
+    notes, labels = Counter[str](), Counter[str]()
+    for receipt in receipts:
+        notes.update(receipt.get("notes", {}))  # a receipt of an earlier version has neither
+        labels.update(receipt.get("labels", {}))
+    names = source.about.get("classes", [])
+    return Result(manifest, skipped, dict(notes), {name: labels[str(i)] for i, name in enumerate(names)})

@@ -52,6 +52,10 @@ def plan(images: Path, labels: Path | None = None) -> Source:
         raise UserError(
             f"{labels}: {read_idx(labels).shape} labels do not fit {len(array)} images of {images}"
         )
+    if labels is not None and read_idx(labels).dtype.kind not in "iu":
+        raise UserError(
+            f"{labels}: holds {read_idx(labels).dtype}, not class numbers; give a file of integers"
+        )
     if not len(array):
         raise UserError(f"{images}: holds no images")
     jobs = [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from data_tools.decode.pixels import ALPHA, Colour, lay_on, opaque
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import pooler_option
@@ -25,22 +27,73 @@ ONE_GREY_LEVEL = 1.01 / 255
 """The stock processor rounds bytes after resizing, and so do we; the two may round one level apart."""
 
 
-def image_to_array(image: np.ndarray, channels: int, place: str) -> np.ndarray:
-    """An image (H, W, c) with the number of channels the encoder expects: grey is repeated, colour is averaged.
+def refuse_flat(values: tuple[float, float]) -> tuple[float, float]:
+    """Raise for a range that does not rise."""
+    if not values[0] < values[1]:
+        raise PydanticCustomError("flat", "must rise: [black, white]")
+    return values
+
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Background = Literal["white", "black"] | tuple[Byte, Byte, Byte]
+ValueRange = Annotated[tuple[float, float], AfterValidator(refuse_flat)]
+
+
+def image_to_array(
+    image: np.ndarray,
+    channels: int,
+    place: str,
+    background: Colour = "white",
+    value_range: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """An image (H, W, c) as (H, W, channels): bytes, 16 bits, or float32 in [0, 1].
+
+    What is transparent is laid on the background, unless the encoder has a channel for it (2: grey and alpha; 4: RGBA),
+    which in other images is opaque. Grey is repeated, colour is averaged.
 
     Raises:
-        UserError: neither is possible (e.g. 4 channels for an encoder of 3).
+        UserError: neither is possible, or 32 bits or floats do not say what is white.
     """
+    if image.dtype not in (np.uint8, np.uint16):
+        image = scale_values(image, place, value_range)
     if image.shape[2] == channels:
         return image
-    if image.shape[2] == 1:
-        return image.repeat(channels, axis=2)
-    if channels == 1 and image.shape[2] == 3:
-        return image.mean(axis=2, keepdims=True).astype(image.dtype)
-    raise UserError(
-        f"{place}: an image of {image.shape[2]} channels for an encoder of {channels}; "
-        f"set encoder.num_channels={image.shape[2]}"
-    )
+    if channels not in ALPHA:
+        image = lay_on(image, background)
+    elif image.shape[2] not in ALPHA:
+        image = opaque(image)
+    colours, wanted = (count - (count in ALPHA) for count in (image.shape[2], channels))
+    colour, alpha = image[..., :colours], image[..., colours:]
+    if colours == wanted:
+        return image
+    if colours == 1:
+        colour = colour.repeat(wanted, axis=2)
+    elif wanted == 1:
+        colour = colour.mean(axis=2, keepdims=True).astype(image.dtype)
+    else:
+        raise UserError(
+            f"{place}: an image of {image.shape[2]} channels for an encoder of {channels}; "
+            f"set encoder.num_channels={image.shape[2]}"
+        )
+    return np.concatenate([colour, alpha], axis=2) if alpha.shape[2] else colour
+
+
+def scale_values(image: np.ndarray, place: str, value_range: tuple[float, float] | None) -> np.ndarray:
+    """An image of 32-bit integers or floats as float32 in [0, 1], no value (NaN) as 0.
+
+    Raises:
+        UserError: no range is set, and the values are not in [0, 1] already.
+    """
+    if value_range is None:
+        low, high = image.min(), image.max()
+        if image.dtype.kind == "f" and low >= 0 and high <= 1:
+            return image.astype(np.float32)
+        raise UserError(
+            f"{place}: an image of {image.dtype} from {low:g} to {high:g}, which does not say what is white; set "
+            f"encoder.value_range, e.g. [0, {max(float(high), 1):g}]"
+        )
+    low, high = value_range
+    return np.nan_to_num(((image - low) / (high - low)).clip(0, 1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -51,6 +104,16 @@ class ImageEncoderConfig(PretrainedConfig):
     num_channels: PositiveInt = 3
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+    background: Background = "white"
+    """What lies behind transparent pixels; unused where num_channels is 2 or 4, for alpha is then a channel."""
+    value_range: ValueRange | None = None
+    """Values of 32-bit and float images that are black and white; None: floats from 0 to 1. (8 and 16 bits need none.)
+    """
+
+
+def scale_bytes(image: np.ndarray) -> np.ndarray:
+    """Bytes as float32 with white at 1, as `ImageEncoder.pixels` has them; floats as they are."""
+    return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
 class ImageEncoder(Encoder):
@@ -76,8 +139,21 @@ class ImageEncoder(Encoder):
         """{"image": (C, S, S)}: resized to the encoder's size, short side first, then the centre."""
         from pretrain.augment.image import center_view
 
-        image = image_to_array(field(sample, "image"), self.config.num_channels, sample["__key__"])
-        return {"image": center_view(image, self.config.image_size)}
+        return {"image": center_view(self.image_of(sample), self.config.image_size)}
+
+    def image_of(self, sample: dict[str, Any]) -> np.ndarray:
+        """A sample's image (H, W, num_channels), see `image_to_array`; an encoder of your own may lack its settings."""
+        background: Colour = getattr(self.config, "background", "white")
+        value_range = getattr(self.config, "value_range", None)
+        channels = self.config.num_channels
+        return image_to_array(field(sample, "image"), channels, sample["__key__"], background, value_range)
+
+    @classmethod
+    def collate(cls, views: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Bytes stay bytes where all images are; beside one that was deeper, each is scaled by its own depth."""
+        if len({view["image"].dtype for view in views if "image" in view}) > 1:
+            views = [{**view, "image": scale_bytes(view["image"])} for view in views]
+        return super().collate(views)
 
     def pixels(self, image: Tensor) -> Tensor:
         """Bytes (or floats in [0, 1]) (B, C, H, W) → what the model takes: zero mean and unit variance."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 CODE = """\
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
 folder = "."  # where this file lies
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder{options}).eval()
-image = Image.open("picture.png").convert("{mode}")
+image = ImageOps.exif_transpose(Image.open("picture.png")).convert("{mode}")
 with torch.no_grad():
     tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 features = {pooling}
@@ -18,7 +18,7 @@ features = {pooling}
 NOTES = (
     "The processor resizes the short side, crops the centre and normalises, exactly as in training for 8-bit pictures "
     "on the Pillow back-end (torchvision's resizing differs by a few grey levels); pictures of 16 bit are to be scaled "
-    "to 8 bit first."
+    "to 8 bit first, and transparent ones to be laid on the background that training had (white unless it was set)."
 )
 
 

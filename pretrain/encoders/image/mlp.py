@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from pretrain.encoders.image.base import ImageEncoder
+from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
 from pretrain.encoders.image.vit import xavier_uniform
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class MLPEncoderConfig:
     """Widths of the layers; the last is the width of the representation."""
     image_mean: tuple[float, ...] = (0.5,)
     image_std: tuple[PositiveFloat, ...] = (0.5,)
+    background: Background = "white"
+    value_range: ValueRange | None = None
 
 
 class MLPEncoder(ImageEncoder):

@@ -28,6 +28,7 @@ from pretrain.run.run import build_objective, run
 from pretrain.tracking.metrics import read_metrics
 from tests.data_tools.small_data import npy, write_images
 from tests.pretrain.evaluation.measured import CASES, COMMON
+from tests.processes import QUIET
 from tests.processes import run as run_command
 from tests.tiny_run import SMALL
 
@@ -222,8 +223,8 @@ def test_damage_in_held_out_data_is_told_and_ends_the_run(tmp_path):
 
 
 def test_a_run_logs_it_shows_it_and_learns_the_same_with_and_without(tmp_path, capsys):
-    settings = [*SMALL, "train.steps=4", "train.global_batch_size=8", "tracking.log_every=1", "probe.every=0",
-                "tracking.picture_every=0", "tracking.wandb.mode=disabled", "checkpoint.every=100"]  # fmt: skip
+    settings = [*SMALL, "train.steps=4", "train.global_batch_size=8", "tracking.log_every=1",
+                *QUIET, "checkpoint.every=100"]  # fmt: skip
     told = ["data.validation=sample:digits_test", "validation.samples=20", "validation.every=3"]
     losses = []
     for name, more in (("plain", []), ("told", told)):
