@@ -82,7 +82,7 @@ def tokens(folder: Path) -> list[Row]:
 
 
 def scanning(folder: Path) -> list[Row]:
-    from data_tools.dataset.index import scan_file
+    from data_tools.formats.scan import scan_file
     from data_tools.formats.shard_writer import ShardWriter
 
     with ShardWriter(folder) as writer:
