@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, printable
 
 
 class DamagedSampleError(ValueError):
-    """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone)."""
+    """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone), printable."""
 
     def __init__(self, shard: str, name: str, reason: str) -> None:
+        shard, name, reason = printable(shard), printable(name), printable(reason)
         super().__init__(f"{shard}: sample {name}: {reason}")
         self.shard, self.name, self.reason = shard, name, reason
+
+
+class IncompleteSampleError(UserError):
+    """A sample that lacks ``field``, which is needed: a loader puts another in its place and counts it as damaged."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from data_tools.dataset.incomplete import find_incomplete
 from data_tools.errors import UserError
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
 from data_tools.formats.scan import scan_file, scan_remote
@@ -83,6 +84,7 @@ def _index_one(with_crc: bool, work: Path, numbered: tuple[int, str]) -> Receipt
         "checksum": crc32(data),
         "extensions": dict(found.extensions),
         "bad": [[key, fault] for _, key, fault in found.bad] + [["", fault] for fault in found.faults],
+        "kinds": [[list(kind), count, first] for kind, (count, first) in found.kinds.items()],
     }
 
 
@@ -92,8 +94,8 @@ def index_shards(
     """Index tars (paths or URLs) into ``folder``; returns the manifest and the bad samples (shard, key, fault).
 
     Shards inside ``folder`` are listed by relative name, others by absolute path or URL. Raises UserError when one
-    is no tar or there is none at all; no manifest is written then, and the scans done so far are kept for the next
-    attempt.
+    is no tar or there is none with samples; no manifest is written then, and the scans done so far are kept for the
+    next attempt. An archive that is empty is left out, and listed.
     """
     files = [_unpacked(name) if name.endswith(("gz", "GZ")) else name for name in map(str, names)]
     if not files:
@@ -107,18 +109,25 @@ def index_shards(
     assert found is not None, "all parts ran here"
     root = folder.resolve()
     shards, bad, extensions = [], [], Counter[str]()
-    for name, receipt in zip(files, found, strict=True):
+    sidecars = []
+    for number, (name, receipt) in enumerate(zip(files, found, strict=True)):
         url = name if is_remote(name) else _relative(Path(name).resolve(), root)
+        bad += [(url, key, fault) for key, fault in receipt["bad"]]
+        if not receipt["samples"]:  # an empty archive among others is said, and left out
+            continue
+        sidecars.append(work / f"{number:08d}.sidecar")
         shards.append(
             Shard(url, receipt["samples"], receipt["bad_count"], receipt["bytes"], receipt["checksum"])
         )
         extensions.update(receipt["extensions"])
-        bad += [(url, key, fault) for key, fault in receipt["bad"]]
+    if not shards:
+        raise UserError(f"{files[0]}: not a usable tar ({bad[0][2]}); remove it or fetch it again")
+    bad += find_incomplete(zip(files, (receipt["kinds"] for receipt in found), strict=True))
     manifest = make_manifest(shards, tuple(sorted(extensions)))
-    for number in range(len(files)):
+    for number, sidecar in enumerate(sidecars):
         target = folder / manifest.sidecar_name(number)
         target.parent.mkdir(parents=True, exist_ok=True)
-        (work / f"{number:08d}.sidecar").replace(target)
+        sidecar.replace(target)
     write_manifest(manifest, folder)
     shutil.rmtree(folder / ".index")
     return manifest, bad
