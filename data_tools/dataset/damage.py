@@ -16,6 +16,9 @@ class DamagedSampleError(ValueError):
         super().__init__(f"{shard}: sample {name}: {reason}")
         self.shard, self.name, self.reason = shard, name, reason
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:  # else no process can hand it to another
+        return type(self), (self.shard, self.name, self.reason)
+
 
 class IncompleteSampleError(UserError):
     """A sample that lacks ``field``, which is needed: a loader puts another in its place and counts it as damaged."""
@@ -23,6 +26,9 @@ class IncompleteSampleError(UserError):
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.field)
 
 
 @dataclass(frozen=True)

@@ -109,20 +109,21 @@ def index_shards(
     assert found is not None, "all parts ran here"
     root = folder.resolve()
     shards, bad, extensions = [], [], Counter[str]()
-    sidecars = []
+    sidecars, kinds = [], []
     for number, (name, receipt) in enumerate(zip(files, found, strict=True)):
         url = name if is_remote(name) else _relative(Path(name).resolve(), root)
         bad += [(url, key, fault) for key, fault in receipt["bad"]]
         if not receipt["samples"]:  # an empty archive among others is said, and left out
             continue
         sidecars.append(work / f"{number:08d}.sidecar")
+        kinds.append((url, receipt["kinds"]))
         shards.append(
             Shard(url, receipt["samples"], receipt["bad_count"], receipt["bytes"], receipt["checksum"])
         )
         extensions.update(receipt["extensions"])
     if not shards:
         raise UserError(f"{files[0]}: not a usable tar ({bad[0][2]}); remove it or fetch it again")
-    bad += find_incomplete(zip(files, (receipt["kinds"] for receipt in found), strict=True))
+    bad += find_incomplete(kinds)
     manifest = make_manifest(shards, tuple(sorted(extensions)))
     for number, sidecar in enumerate(sidecars):
         target = folder / manifest.sidecar_name(number)

@@ -171,26 +171,41 @@ def _owners(
     """The rows that a damaged stretch belongs to; none where it was a sample of its own."""
     if before and rows[before - 1].end > damage.start:
         return [rows[before - 1]]  # inside a sample: members of it were found on both sides
-    parts = tar.split_name(damage.name)
-    if parts is None:
-        return incomplete
-    named = [row for row in around if row.key == parts[0]]
-    return named or [row for row in incomplete if _is_near(row.key, parts[0])]
+    alone = (
+        damage.is_one_member and tar.split_name(damage.name) is not None
+    )  # it took no other member with it
+    return [
+        row for row in around if _is_of(damage, row, row in incomplete) or (row in incomplete and not alone)
+    ]
 
 
-def _is_near(key: str, other: str) -> bool:
-    """Whether two keys differ in one character at most, as damage to a name leaves them."""
-    return len(key) == len(other) and sum(a != b for a, b in zip(key, other, strict=True)) <= 1
+def _is_of(damage: Damage, row: _Row, incomplete: bool) -> bool:
+    """Whether a damaged header is of a member that the row lacks, by its name or, were it damaged, by its checksum."""
+    name = f"{row.key}.{damage.name[len(row.key) + 1 :]}"
+    parts = tar.split_name(name)
+    if parts is None or parts[0] != row.key or parts[1] in row.extensions:
+        return False
+    return name == damage.name or (incomplete and damage.fits_name(name))
 
 
 def _usual_kinds(rows: Sequence[_Row]) -> dict[int, Extensions]:
-    """What members most samples have, for each of the archives that were joined; of equally many, the most."""
-    counts: dict[int, Counter[Extensions]] = {}
-    for row in rows:
-        counts.setdefault(row.part, Counter())[row.kind] += 1
+    """What members most samples have, for each of the archives that were joined; of equally many, the most.
+
+    One or two samples show no rule: where they have a part of what is usual in the whole shard, that is theirs too.
+    """
+    often: dict[int, Counter[Extensions]] = {}
+    for (part, kind), count in Counter((row.part, row.kind) for row in rows).items():
+        often.setdefault(part, Counter())[kind] = count
+    whole = _most(Counter(row.kind for row in rows))
+    usual = {part: _most(kinds) for part, kinds in often.items()}
     return {
-        part: max(found, key=lambda kind: (found[kind], len(kind), kind)) for part, found in counts.items()
+        part: whole if often[part].total() < 3 and set(kind) < set(whole) else kind
+        for part, kind in usual.items()
     }
+
+
+def _most(often: Counter[Extensions]) -> Extensions:
+    return max(often, key=lambda kind: (often[kind], len(kind), kind), default=())
 
 
 def _find_torn(rows: Iterable[_Row]) -> None:

@@ -24,19 +24,18 @@ MAX_SAMPLE_MEMBERS = 256
 _NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)  # webdataset's base_plus_ext
 _REGULAR, _EXTENDED, _SPARSE = b"0\0 7", b"LKxgX", b"S"
 _NO_FILES = b"5gDVN"  # folders, and what is said about the archive
-_EXTENDED_NAMES = (b"PaxHeader", b"@LongLink")  # in the name of an extended header
 
 
 class TarError(ValueError):
     """Bytes that are not the tar member they should be.
 
-    ``seen`` is where they stop being understood (the end of the block in question), ``name`` the member's as far as
-    it is known; ``in_extension`` says that a long name or pax header is at fault, so the member after it is too.
+    ``at`` is the block at which they stop being understood, ``name`` the member's as far as it is known;
+    ``in_extension`` says that it is the end of a long name or of pax records, which were at fault.
     """
 
-    def __init__(self, reason: str, seen: int = 0, name: str = "", in_extension: bool = False) -> None:
+    def __init__(self, reason: str, at: int = 0, name: str = "", in_extension: bool = False) -> None:
         super().__init__(reason)
-        self.seen, self.name, self.in_extension = seen, name, in_extension
+        self.at, self.name, self.in_extension = at, name, in_extension
 
 
 class Header(NamedTuple):
@@ -94,15 +93,15 @@ def parse_header(block: bytes) -> Header:
     """Check and parse one header block (512 bytes); raises TarError."""
     if len(block) != BLOCK:
         raise TarError(f"header cut after {len(block)} of {BLOCK} bytes")
-    if not _checksum_fits(block):
+    if not checksum_fits(block):
         raise TarError("header checksum does not match")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return Header(name.decode("utf-8", "surrogateescape"), _number(block[124:136]), block[156:157])
+    return Header(name.decode("utf-8", "surrogateescape"), tar_number(block[124:136]), block[156:157])
 
 
-def _checksum_fits(block: bytes) -> bool:
+def checksum_fits(block: bytes) -> bool:
     """Whether the sum of the header's bytes is what it says, its checksum field counting as eight spaces.
 
     adler32's low half is 1 + the sum of all bytes (mod 65521): the sum at the speed of C.
@@ -115,8 +114,8 @@ def _checksum_fits(block: bytes) -> bool:
     return ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - expected) % 65521 == 0
 
 
-def _number(field: bytes) -> int:
-    """A size: octal digits, or base-256 when the first bit is set (GNU, for files over 8 GB)."""
+def tar_number(field: bytes) -> int:
+    """A number of a header: octal digits, or base-256 when the first bit is set (GNU, for files over 8 GB)."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0")[0].strip() or b"0"
@@ -129,8 +128,11 @@ def padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
+_SPARSE_RECORD = b"GNU.sparse."
+
+
 def _pax_records(payload: bytes) -> list[tuple[str, str]]:
-    """(key, value) of each record, in order: GNU's sparse maps repeat keys."""
+    """(key, value) of the records that say something here, in order: GNU's sparse maps repeat keys."""
     records, at = [], 0
     while at < len(payload):
         space = payload.find(b" ", at, at + 8)
@@ -138,14 +140,10 @@ def _pax_records(payload: bytes) -> list[tuple[str, str]]:
         if space < 0 or not length.isdigit() or not space < at + int(length) <= len(payload):
             raise TarError("malformed pax header")
         key, _, value = payload[space + 1 : at + int(length)].partition(b"=")
-        records.append(
-            (key.decode("utf-8", "replace"), value.rstrip(b"\n").decode("utf-8", "surrogateescape"))
-        )
+        if key in (b"path", b"size") or key.startswith(_SPARSE_RECORD):
+            records.append((key.decode("latin-1"), value.rstrip(b"\n").decode("utf-8", "surrogateescape")))
         at += int(length)
     return records
-
-
-_SPARSE_RECORD = "GNU.sparse."
 
 
 @dataclass
@@ -162,8 +160,9 @@ class _Extended:
         elif kind in b"xX":
             records = _pax_records(payload)
             said = dict(records)
-            self.sparse += [(k.removeprefix(_SPARSE_RECORD), v) for k, v in records if _SPARSE_RECORD in k]
-            self.name = said.get(f"{_SPARSE_RECORD}name", said.get("path", self.name))
+            prefix = _SPARSE_RECORD.decode()
+            self.sparse += [(k.removeprefix(prefix), v) for k, v in records if k.startswith(prefix)]
+            self.name = said.get(f"{prefix}name", said.get("path", self.name))
             if "size" in said:
                 if not re.fullmatch("[0-9]{1,19}", said["size"]):
                     raise TarError("malformed pax size")
@@ -182,9 +181,7 @@ def read_member(read: Read, start: int, end: int) -> Member:
     try:
         for _ in range(MAX_EXTENDED_HEADERS + 1):
             block = read(offset, BLOCK)
-            in_extension = any(sign in block[:100] for sign in _EXTENDED_NAMES)
             header = parse_header(block)
-            in_extension = False
             if header.kind not in _EXTENDED:
                 return _place(read, start, offset + BLOCK, end, block, header, extended)
             if header.size > MAX_EXTENDED_HEADER:
@@ -197,7 +194,15 @@ def read_member(read: Read, start: int, end: int) -> Member:
             offset += BLOCK
         raise TarError(f"more than {MAX_EXTENDED_HEADERS} extended headers")
     except TarError as error:
-        raise TarError(str(error), offset + BLOCK, extended.name or "", in_extension) from None
+        raise TarError(str(error), offset, extended.name or "", in_extension) from None
+
+
+def looks_extended(block: bytes) -> bool:
+    """Whether a damaged header is that of a long name or of pax records, by its name, one byte of which may be hit."""
+    usual = (b"././@LongLink", b"././@PaxHeader")
+    return b"PaxHeader" in block[:100] or any(
+        len(block) == BLOCK and sum(a != b for a, b in zip(name, block, strict=False)) <= 1 for name in usual
+    )
 
 
 def _place(
@@ -211,7 +216,7 @@ def _place(
     sparse, refusal, data = None, _refusal(name, kind, block), offset
     try:
         if kind == _SPARSE:
-            sparse, taken = read_header_map(block, _number, lambda n: read(offset + n * BLOCK, BLOCK))
+            sparse, taken = read_header_map(block, tar_number, lambda n: read(offset + n * BLOCK, BLOCK))
             data = offset = offset + taken
         elif extended.sparse and not refusal:
             sparse, taken = read_pax_map(
@@ -248,8 +253,8 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     out: dict[str, memoryview] = {}
     sample_key, offset, end = "", 0, len(raw)
     while offset < end:
-        plain = _plain_member(raw, offset, check)
-        if plain is None:
+        plain = plain_header(raw[offset : offset + BLOCK], check)
+        if plain is None or plain[1] > end - offset - BLOCK:
             member = read_member(lambda start, size: raw[start : start + size], offset, end)
             name, offset = member.name, member.end
             if not member.is_file:
@@ -274,17 +279,15 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     return sample_key, out
 
 
-def _plain_member(raw: bytes, offset: int, check: bool) -> tuple[str, int] | None:
-    """(name, size) of a regular ustar member with a short name, the usual case; None for any other."""
-    block = raw[offset : offset + BLOCK]
+def plain_header(block: bytes, check: bool = True) -> tuple[str, int] | None:
+    """(name, size) of the header of a regular ustar member with a short name, the usual case; None for any other."""
     if len(block) < BLOCK or block[156] != 0x30 or block[345] or block[124] & 0x80:
         return None
-    if check and not _checksum_fits(block):
+    if check and not checksum_fits(block):
         return None  # the general way says what is wrong
     try:
         size = int(block[124:135], 8)
     except ValueError:
         return None
-    if not 0 <= size <= len(raw) - offset - BLOCK:
-        return None
-    return block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), size
+    name = block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return None if size < 0 or "GNUSparseFile." in name else (name, size)
