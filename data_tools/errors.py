@@ -62,8 +62,6 @@ def run_cli(main: Callable[[], int]) -> int:
 
     An error that is the program's own, and has not been told before, is raised.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a name may be no UTF-8
     try:
         print_any_text()
         status = main()

@@ -38,8 +38,8 @@ def add_index(commands: Any) -> None:
 def _run_index(a: argparse.Namespace) -> int:
     from data_tools.dataset.index import index_shards
     from data_tools.dataset.open import open_dataset
+    from data_tools.dataset.shard_files import find_shards
     from data_tools.formats.foreign_indexes import export_dali, export_energon, import_energon
-    from data_tools.storage.folders import find_files
 
     if not a.folder.is_dir():
         raise UserError(f"{a.folder}: there is no such folder; give the folder that holds the .tar files")
@@ -47,7 +47,10 @@ def _run_index(a: argparse.Namespace) -> int:
     if a.from_index:
         manifest = import_energon(a.folder)
     else:
-        manifest, bad = index_shards(find_files(a.folder, (".tar",)), a.folder, a.crc, a.processes)
+        shards = find_shards(a.folder, gzipped=False)
+        for path, why in shards.left_out:
+            print(f"left out: {path}: {why}")
+        manifest, bad = index_shards(shards.used, a.folder, a.crc, a.processes)
     if a.export:
         {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(a.folder))
     print_manifest(a.folder, manifest)

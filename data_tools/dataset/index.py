@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from data_tools.dataset.incomplete import find_incomplete
+from data_tools.dataset.shard_files import GZIPPED
 from data_tools.errors import UserError
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
 from data_tools.formats.scan import scan_file, scan_remote
@@ -97,7 +98,7 @@ def index_shards(
     is no tar or there is none with samples; no manifest is written then, and the scans done so far are kept for the
     next attempt. An archive that is empty is left out, and listed.
     """
-    files = [_unpacked(name) if name.endswith(("gz", "GZ")) else name for name in map(str, names)]
+    files = [_unpacked(name) if name.lower().endswith(GZIPPED) else name for name in map(str, names)]
     if not files:
         raise UserError(f"{folder}: no .tar files to index; give a folder of WebDataset shards")
     described = "\n".join([str(with_crc), *(identity(name) for name in files)])

@@ -11,13 +11,13 @@ from pathlib import Path
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.index import identity, index_shards
 from data_tools.dataset.reader import Store
+from data_tools.dataset.shard_files import GZIPPED, PLAIN, find_shards
 from data_tools.decode.kinds import PICKLE_EXTENSIONS
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_folder
-from data_tools.storage.folders import find_files
 from data_tools.storage.objects import MissingError, Retry, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions
 
@@ -62,18 +62,22 @@ def _manifest_folder(source: str | Path | Sequence[str | Path], retry: Retry) ->
 
         return sample_folder(text.removeprefix("sample:")), ""
     if is_remote(text):
-        return (_indexed_folder([text], text), "") if text.endswith(_TARS) else _remote_folder(text, retry)
+        return (
+            (_indexed_folder([text], text), "")
+            if text.endswith(PLAIN + GZIPPED)
+            else _remote_folder(text, retry)
+        )
     path = Path(text).expanduser()
     if path.name == MANIFEST_NAME:
         return path.parent, ""
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return path, ""
-        return _indexed_folder(sorted(map(str, find_files(path, _TARS))), text), ""
+        found = find_shards(path, gzipped=True)
+        for file, why in found.left_out:
+            log.warning("%s: left out: %s", file, why)
+        return _indexed_folder(list(map(str, found.used)), text), ""
     return _indexed_folder([text] if path.is_file() else sorted(glob.glob(text)), text), ""  # noqa: PTH207
-
-
-_TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def _remote_folder(url: str, retry: Retry) -> tuple[Path, str]:

@@ -84,9 +84,12 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def escape_key(key: str) -> str:
-    """The key with each dot of its base name as ``%2E``, since a reader would end it at the first one."""
+    """The key with each dot of its base name as ``%2E``, since a reader would end it at the first one.
+
+    An empty base name, which no reader takes for a key, becomes ``_``.
+    """
     folder, slash, base = key.rpartition("/")
-    return folder + slash + base.replace(".", "%2E")
+    return folder + slash + (base.replace(".", "%2E") or "_")
 
 
 def parse_header(block: bytes) -> Header:

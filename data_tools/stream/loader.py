@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_tools.dataset.damage import Damage, Ledger
+from data_tools.dataset.damage import Damage, DamagedSampleError, Ledger
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.batch_sizes import BatchSizes
 from data_tools.storage.prefetch import ReadAhead
 from data_tools.stream.collate import Collate, collate
+from data_tools.stream.incomplete import complete_example
 from data_tools.stream.mixed import Mixture
 from data_tools.stream.process_workers import ProcessPool
 from data_tools.stream.randomness import sample_rng
@@ -37,6 +38,7 @@ class SampleStream(Protocol):
     samples_per_epoch: int
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]: ...
     def read_ahead(self) -> ReadAhead | None: ...
     def shards(self, positions: Int64Array) -> list[list[str]]: ...
     def state(self) -> dict[str, Any]: ...
@@ -67,13 +69,14 @@ def pin(made: _MicroBatch) -> _MicroBatch:
 def make_micro_batch(
     stream: SampleStream, transform: Transform, seed: int, positions: Int64Array, collate: Collate = collate
 ) -> _MicroBatch:
-    """Read, transform and collate the samples at ``positions``."""
+    """Read, transform and collate the samples at ``positions``; others stand in for those that lack a field."""
     examples, keys, damages = [], [], []
-    for sample in stream.samples(positions):
-        key = sample["__key__"]
-        keys.append(key)
+    make = partial(make_example, transform=transform, seed=seed)
+    for position, sample in zip(positions.tolist(), stream.samples(positions), strict=True):
+        sample, example = complete_example(stream, position, sample, make)  # noqa: PLW2901 - the one that is taken
+        keys.append(sample["__key__"])
         damages += sample.get("__damage__", ())
-        examples.append(make_example(sample, transform, seed))
+        examples.append(example)
     return collate(examples), keys, damages
 
 

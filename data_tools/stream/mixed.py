@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.dataset.damage import DamagedSampleError
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.mixture import WINDOW, MixingOrder
@@ -74,14 +75,14 @@ class Mixture:
         names = list(self.streams)
         readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
         for position, source in zip(positions.tolist(), sources.tolist(), strict=True):
-            sample = next(readers[source])
-            sample["__source__"] = names[source]
-            sample["__key__"] = f"{names[source]}/{sample['__key__']}"
-            if "__damage__" in sample:
-                sample["__damage__"] = [
-                    dataclasses.replace(d, position=position) for d in sample["__damage__"]
-                ]
-            yield sample
+            yield _label(next(readers[source]), names[source], position)
+
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """Other samples of the same source for the place of a damaged or incomplete one; see ``Stream.stand_ins``."""
+        sources, inner = self.order.locate(np.array([position], dtype=np.int64))
+        name = list(self.streams)[int(sources[0])]
+        for sample in self.streams[name].stand_ins(int(inner[0]), error):
+            yield _label(sample, name, position)
 
     def read_ahead(self) -> ReadAhead | None:
         remote = any(stream.dataset.remote for stream in self.streams.values())
@@ -122,6 +123,15 @@ class Mixture:
             self._use_history(
                 [(int(start), {name: weights[name] for name in self.streams}) for start, weights in history]
             )
+
+
+def _label(sample: Sample, source: str, position: int) -> Sample:
+    """The sample of one stream as the mixture's: its source, its key behind that, positions in the mixture."""
+    sample["__source__"] = source
+    sample["__key__"] = f"{source}/{sample['__key__']}"
+    if "__damage__" in sample:
+        sample["__damage__"] = [dataclasses.replace(d, position=position) for d in sample["__damage__"]]
+    return sample
 
 
 def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:

@@ -88,6 +88,10 @@ class PackedStream:
                 sample["__damage__"] = damages
             yield sample
 
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """None: a row is made here and lacks nothing, and what is damaged in it is padding."""
+        return iter(())
+
     def read_ahead(self) -> ReadAhead | None:
         return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
 
@@ -141,9 +145,9 @@ class PackedStream:
     def _document(self, shard: int, number: int, needed: int) -> tuple[str, NDArray[np.integer]]:
         sample = self.dataset.read(shard, number)
         if "tokens" not in sample:
-            raise UserError(
-                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
-            )
+            refuse_without_tokens(self.dataset, sample)
+            reason = "incomplete: has no tokens.npy, as other samples have"
+            raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
         if len(sample["tokens"]) < needed:
             reason = f"{len(sample['tokens'])} tokens, the sidecar promised {needed}"
             raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
@@ -155,7 +159,7 @@ class PackedStream:
 
 
 def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
-    """Tokens of every document, by reading all of them; 0 for one that is damaged."""
+    """Tokens of every document, by reading all of them; 0 for one that is damaged or has none."""
     log.warning("no lengths in the sidecar: reading %d documents once to measure them", len(dataset))
     raw = dataset.with_options(DecodeOptions())
     lengths = np.zeros(len(dataset), dtype=np.int64)
@@ -166,8 +170,13 @@ def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
         except DamagedSampleError:
             continue
         if "tokens" not in sample:
-            raise UserError(
-                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
-            )
+            refuse_without_tokens(dataset, sample)
+            continue
         lengths[i] = len(sample["tokens"])
     return lengths
+
+
+def refuse_without_tokens(dataset: Dataset, sample: Sample) -> None:
+    """Raise UserError for a sample without tokens where no other sample of the data set has them."""
+    if "tokens.npy" not in dataset.manifest.extensions:
+        raise UserError(f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first")

@@ -63,7 +63,12 @@ class Stream:
             try:
                 sample = self.dataset.read(shard, number)
             except DamagedSampleError as error:
-                sample = self._stand_in(position, error)
+                other = next(self.stand_ins(position, error), None)
+                if other is None:
+                    raise UserError(
+                        f"{error}; {ATTEMPTS} stand-ins failed too; run `python -m data_tools verify` on the data"
+                    ) from None
+                sample = other
             sample["__epoch__"] = epoch
             yield sample
 
@@ -84,8 +89,11 @@ class Stream:
         shards, _ = self.dataset.locate(indices)
         return [[self.dataset.manifest.urls[shard]] for shard in shards.tolist()]
 
-    def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
-        """Another sample in place of a damaged one; every other position keeps its own."""
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """Other samples for the place of a damaged or incomplete one, in a fixed order; the others keep theirs.
+
+        Each lists in ``__damage__`` what it stands in for. They end after ``ATTEMPTS`` at most.
+        """
         damages = [Damage(position, error.shard, error.name, error.reason)]
         for attempt in range(ATTEMPTS):
             index = derive_key(self.seed, position, attempt, _STAND_IN) % len(self.dataset)
@@ -94,10 +102,8 @@ class Stream:
             except DamagedSampleError:
                 continue
             sample["__damage__"] = damages
-            return sample
-        raise UserError(
-            f"{error}; {ATTEMPTS} stand-ins failed too; run `python -m data_tools verify` on the data"
-        )
+            sample["__epoch__"] = position // self.samples_per_epoch
+            yield sample
 
     def state(self) -> dict[str, Any]:
         """What the order depends on, except the position: small, JSON-able, equal on all ranks."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, Manifest, Shard, make_manifest, write_manifest
 from data_tools.formats.shard_writer import ShardWriter
+from data_tools.formats.tar import escape_key
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
 
@@ -27,6 +28,7 @@ class Packed(NamedTuple):
     """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it.
 
     ``note``: what the user is told of such samples, once and with their number.
+    Dots in the last part of the key are written as ``%2E``: plain webdataset would end it at the first one.
     """
 
     key: str
@@ -130,7 +132,7 @@ def _pack_job(
             if isinstance(item, Skipped):
                 skipped.append(item)
             else:
-                writer.write(item.key, item.members, item.length)
+                writer.write(escape_key(item.key), item.members, item.length)
                 notes.update([item.note] if item.note else [])
                 labels.update([item.members["cls"].decode()] if "cls" in item.members else [])
         shards = writer.close()
