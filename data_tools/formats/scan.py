@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.sidecar import Sidecar
+from data_tools.formats.sparse import MAX_SPARSE_BYTES
 from data_tools.formats.tar_walk import Damage, members
 from data_tools.storage.checksum import crc32
 from data_tools.storage.objects import MissingError, NoRangesError, read_range, redacted, size_of
@@ -37,6 +39,7 @@ class _Row:
     extensions: dict[str, None] = field(default_factory=dict)
     fault: str = ""
     crc: int = 0
+    sparse: int = 0  # bytes of its sparse members, once their zeros are there
 
     @property
     def kind(self) -> Extensions:
@@ -44,6 +47,8 @@ class _Row:
 
     @property
     def beyond_limits(self) -> str:
+        if self.sparse > MAX_SPARSE_BYTES:
+            return f"sparse members of {self.sparse} bytes; the limit is {MAX_SPARSE_BYTES}"
         if self.end - self.start <= tar.MAX_SAMPLE_BYTES and len(self.extensions) <= tar.MAX_SAMPLE_MEMBERS:
             return ""
         return (
@@ -124,6 +129,7 @@ def _append(
     if extension in row.extensions:
         row.fault = f"two members named .{extension}"
     row.fault = row.fault or item.refusal
+    row.sparse += item.sparse.size if item.sparse else 0
     row.extensions[extension] = None
     if read is not None and item.end - row.start <= tar.MAX_SAMPLE_BYTES:
         for at in range(row.end, item.end, _CRC_WINDOW):  # what lies between two members belongs to the row
@@ -257,7 +263,7 @@ def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
     """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
     try:
         size = size_of(url)
-        return scan_shard(_buffered(url), size, with_crc)
+        return scan_shard(buffered(partial(read_range, url), size), size, with_crc)
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; check the URL") from None
     except NoRangesError as error:
@@ -268,14 +274,24 @@ def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
         raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
 
 
-def _buffered(url: str, window: int = 8 << 20) -> tar.Read:
-    """Small reads out of large ranges: headers lie one after the other."""
+def buffered(fetch: tar.Read, total: int, window: int = 8 << 20) -> tar.Read:
+    """Small reads out of large ranges of an object of ``total`` bytes, since headers lie one after the other.
+
+    Read forward, no byte is fetched twice.
+    """
     start, held = 0, b""
 
     def read(offset: int, size: int) -> bytes:
         nonlocal start, held
-        if not (start <= offset and offset + size <= start + len(held)):
-            start, held = offset, read_range(url, offset, max(size, window))
-        return held[offset - start : offset - start + size]
+        end = min(offset + size, total)
+        if not start <= offset <= start + len(held):
+            start, held = offset, b""
+        if end > start + len(held):
+            kept = held[offset - start :]
+            more = fetch(
+                offset + len(kept), min(max(end - offset - len(kept), window), total - offset - len(kept))
+            )
+            start, held = offset, kept + more
+        return held[offset - start : max(offset, end) - start]
 
     return read

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from data_tools.formats.sparse import SparseMap, check_map, expand, read_header_map, read_pax_map
+from data_tools.formats.sparse import (
+    MAX_SPARSE_BYTES,
+    SparseMap,
+    check_map,
+    expand,
+    read_header_map,
+    read_pax_map,
+)
 
 BLOCK = 512
 MAX_EXTENDED_HEADER = 1 << 20  # bytes of a long name or pax header; real ones are below a kilobyte
@@ -255,6 +262,7 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     view = memoryview(raw)
     out: dict[str, memoryview] = {}
     sample_key, offset, end = "", 0, len(raw)
+    room = MAX_SPARSE_BYTES
     while offset < end:
         plain = plain_header(raw[offset : offset + BLOCK], check)
         if plain is None or plain[1] > end - offset - BLOCK:
@@ -262,8 +270,9 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
             name, offset = member.name, member.end
             if not member.is_file:
                 continue
-            if member.refusal:
-                raise TarError(member.refusal)
+            room -= member.sparse.size if member.sparse else 0
+            if member.refusal or room < 0:
+                raise TarError(member.refusal or f"sparse members of more than {MAX_SPARSE_BYTES} bytes")
             payload = member.payload(view)
         else:
             name, size = plain
