@@ -54,13 +54,13 @@ def _run_index(a: argparse.Namespace) -> int:
     if a.export:
         {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(a.folder))
     print_manifest(a.folder, manifest)
-    _print_bad(bad)
+    _print_bad(bad, "damaged, incomplete or left out")
     return 0
 
 
-def _print_bad(bad: list[tuple[str, str, str]], shown: int = 20) -> None:
+def _print_bad(bad: list[tuple[str, str, str]], what: str = "damaged", shown: int = 20) -> None:
     if bad:
-        print(f"{len(bad)} damaged:")
+        print(f"{len(bad)} {what}:")
     for shard, name, reason in bad[:shown]:
         print(f"  {shard}: {name or 'the shard'}: {reason}")
     if len(bad) > shown:
