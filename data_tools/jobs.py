@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,7 @@ def run_jobs(
     Each result is kept as a receipt in the folder ``receipts``, and a job that has one is not done again. ``part``
     (k, n) does jobs ≡ k (mod n) only; None is returned while receipts of the other parts are missing.
     """
-    kept: dict[int, Receipt] = {
-        i: r for i in range(len(jobs)) if (r := _read_receipt(receipts, i)) is not None
-    }
+    kept = _read_receipts(receipts, {})
     mine = [i for i in range(part[0], len(jobs), part[1]) if i not in kept]
     workers = min(processes or os.cpu_count() or 1, len(mine))
     with _progress(title, len(range(part[0], len(jobs), part[1])), len(mine), quiet) as advance:
@@ -54,9 +52,7 @@ def run_jobs(
                 except BaseException:
                     _cancel(list(waiting))
                     raise
-    for i in range(len(jobs)):
-        if i not in kept and (receipt := _read_receipt(receipts, i)) is not None:
-            kept[i] = receipt
+    kept = _read_receipts(receipts, kept)
     return [kept[i] for i in range(len(jobs))] if len(kept) == len(jobs) else None
 
 
@@ -78,14 +74,18 @@ def _run_one(work: Work, job: Any, number: int, receipts: Path | None) -> Receip
     return result
 
 
-def _read_receipt(receipts: Path | None, number: int) -> Receipt | None:
-    if receipts is None:
-        return None
-    try:
-        receipt: Receipt = json.loads((receipts / f"{number:06d}.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    return receipt
+def _read_receipts(folder: Path | None, known: dict[int, Receipt]) -> dict[int, Receipt]:
+    """The receipts that are there by now, by number, beside those that are known.
+
+    They are listed, not asked for by name: NFS remembers for a minute that a file was not there, but lists a folder
+    anew once this machine has written to it. So of the tasks that end together, the last to write sees all receipts.
+    """
+    found = dict(known)
+    for path in folder.iterdir() if folder is not None and folder.is_dir() else ():
+        if path.suffix == ".json" and path.stem.isdigit() and int(path.stem) not in found:
+            with suppress(FileNotFoundError):  # another task has finished the work, and removes them
+                found[int(path.stem)] = json.loads(path.read_bytes())
+    return found
 
 
 class _progress:  # noqa: N801 - used as a function

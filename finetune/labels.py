@@ -128,7 +128,7 @@ def read_labelled(
         labels = [label_of(remembered[i], config, names) for i in range(len(dataset))]
     except DamagedSampleError as error:
         raise UserError(
-            f"{error}; run `python -m data_tools verify` and leave the damaged samples out"
+            f"{error}; run `python -m data_tools verify`, and the damaged samples are left out"
         ) from None
     notes: list[str] = []
     present = np.array([i for i, label in enumerate(labels) if label is not None], dtype=np.int64)

@@ -92,7 +92,7 @@ def open_bench(config: Config) -> Bench:
 
 
 def open_for(path: str, modality: str) -> Dataset:
-    dataset = open_dataset(path)
+    dataset = open_dataset(path).unmarked()
     if modality not in dataset.fields:
         raise UserError(f"{path}: its samples have no {modality}; they have: {', '.join(dataset.fields)}")
     return dataset

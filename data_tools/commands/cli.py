@@ -35,6 +35,6 @@ def positive(text: str) -> int:
     return number
 
 
-def print_manifest(folder: Path, manifest: Manifest) -> None:
+def print_manifest(folder: Path | str, manifest: Manifest) -> None:
     size = manifest.bytes.sum() / 1e6
     print(f"{folder}: {manifest.counts.sum():,} samples in {len(manifest.urls)} shards, {size:,.1f} MB")

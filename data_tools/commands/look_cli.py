@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,11 @@ def add_show(commands: Any) -> None:
 
 
 def _run_show(a: argparse.Namespace) -> int:
+    from PIL import Image
+
     from data_tools.commands.show import contact_sheet, excerpt
     from data_tools.dataset.open import open_dataset
+    from data_tools.storage.atomic import write_atomically
     from data_tools.stream.samples import Stream
 
     dataset = open_dataset(a.data)
@@ -77,11 +81,12 @@ def _run_show(a: argparse.Namespace) -> int:
     classes = dataset.manifest.about.get("classes")
     sheet = contact_sheet(samples, classes)
     if sheet is not None:
-        a.output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            sheet.save(a.output)
-        except ValueError:  # by its ending
-            raise UserError(f"--output {a.output}: not a picture's name; end it in .png or .jpg") from None
+        kind = Image.registered_extensions().get(a.output.suffix.lower())
+        if kind not in Image.SAVE:
+            raise UserError(f"--output {a.output}: not a picture's name; end it in .png or .jpg")
+        picture = io.BytesIO()
+        sheet.save(picture, kind)
+        write_atomically(a.output, picture.getvalue())
         print(f"{a.output}: {len(samples)} of {len(dataset):,} samples")
     else:
         print("\n".join(excerpt(sample, classes) for sample in samples))

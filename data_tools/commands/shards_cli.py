@@ -17,9 +17,14 @@ def add_index(commands: Any) -> None:
         "index",
         _run_index,
         "write the manifest and sidecars for anyone's tars",
-        "index shards/ --crc",
+        "index shards/",
     )
-    parser.add_argument("folder", type=Path, help="folder with .tar files")
+    parser.add_argument(
+        "data", help="folder with .tar files, or its URL (s3://bucket/prefix); a glob or URL of tars"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write manifest and sidecars there, not beside the tars"
+    )
     parser.add_argument(
         "--import",
         dest="from_index",
@@ -30,32 +35,36 @@ def add_index(commands: Any) -> None:
         "--export", choices=["energon", "dali"], help="write this index too, beside the shards"
     )
     parser.add_argument(
-        "--crc", action="store_true", help="read the payloads too and keep a checksum of each sample"
-    )
+        "--crc", action=argparse.BooleanOptionalAction, default=True,
+        help="read the payloads too and keep a checksum of each sample; without, the data set's identity is that of "
+        "its layout only (default: --crc)",
+    )  # fmt: skip
     add_processes(parser)
 
 
 def _run_index(a: argparse.Namespace) -> int:
-    from data_tools.dataset.index import index_shards
+    from data_tools.commands.index import index
     from data_tools.dataset.open import open_dataset
-    from data_tools.dataset.shard_files import find_shards
     from data_tools.formats.foreign_indexes import export_dali, export_energon, import_energon
 
-    if not a.folder.is_dir():
-        raise UserError(f"{a.folder}: there is no such folder; give the folder that holds the .tar files")
     bad: list[tuple[str, str, str]] = []
     if a.from_index:
-        manifest = import_energon(a.folder)
+        manifest = import_energon(_local_folder(a.data))
     else:
-        shards = find_shards(a.folder, gzipped=False)
-        for path, why in shards.left_out:
-            print(f"left out: {path}: {why}")
-        manifest, bad = index_shards(shards.used, a.folder, a.crc, a.processes)
+        manifest, bad = index(a.data, a.output, a.crc, a.processes)
     if a.export:
-        {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(a.folder))
-    print_manifest(a.folder, manifest)
+        {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(_local_folder(a.data)))
+    print_manifest(a.output or a.data, manifest)
+    if manifest.has_crc is False:
+        print(f"identity: {manifest.fingerprint}, of the layout only: no CRC of the samples was taken")
     _print_bad(bad, "damaged, incomplete or left out")
     return 0
+
+
+def _local_folder(data: str) -> Path:
+    if not Path(data).is_dir():
+        raise UserError(f"{data}: there is no such folder; give the folder that holds the .tar files")
+    return Path(data)
 
 
 def _print_bad(bad: list[tuple[str, str, str]], what: str = "damaged", shown: int = 20) -> None:
@@ -69,10 +78,18 @@ def _print_bad(bad: list[tuple[str, str, str]], what: str = "damaged", shown: in
 
 def add_verify(commands: Any) -> None:
     parser = command(
-        commands, "verify", _run_verify, "read everything once, mark bad samples so that no run sees them",
+        commands, "verify", _run_verify, "read everything once, mark bad samples so that no run reads them",
         "verify shards/",
     )  # fmt: skip
-    parser.add_argument("folder", help="folder with manifest.json")
+    parser.add_argument("data", help="folder with manifest.json, or its URL")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="write a manifest with the marks there, where the data cannot be written to",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude", type=Path, metavar="FOLDER",
+        help="write there the next data set: a manifest without the bad samples, with an order of its own",
+    )  # fmt: skip
     parser.add_argument("--no-decode", action="store_true", help="check bytes and checksums only")
     parser.add_argument(
         "--list", type=Path, metavar="FILE", help="write all bad samples there, one JSON a line"
@@ -85,8 +102,11 @@ def _run_verify(a: argparse.Namespace) -> int:
     from data_tools.dataset.open import open_marked
     from data_tools.storage.atomic import write_atomically
 
-    manifest, bad = verify(open_marked(Path(a.folder)), not a.no_decode, a.processes)
-    print_manifest(Path(a.folder), manifest)
+    dataset = open_marked(a.data)
+    manifest, bad = verify(dataset, not a.no_decode, a.processes, a.output, a.exclude)
+    print_manifest(a.exclude or a.output or a.data, manifest)
+    if not dataset.knows_content:
+        print("no CRC was taken when this was indexed: damage that still decodes is not found")
     _print_bad(bad)
     if a.list is not None:
         lines = [
@@ -102,7 +122,7 @@ def add_split(commands: Any) -> None:
         commands, "split", _run_split, "hold samples out by a hash of their key; nothing is copied",
         "split shards/ train/ test/ --fraction 0.1",
     )  # fmt: skip
-    parser.add_argument("data", help="folder with manifest.json, or sample:NAME")
+    parser.add_argument("data", help="folder with manifest.json, or its URL; sample:NAME")
     parser.add_argument("train", type=Path, help="new folder for the larger part's manifest")
     parser.add_argument("test", type=Path, help="new folder for the held-out part's manifest")
     parser.add_argument("--fraction", type=float, default=0.1, help="held out (default: 0.1)")

@@ -32,8 +32,10 @@ def statistics(
     sizes = np.concatenate([np.array(r["sizes"], dtype=np.int64) for r in found])
     summary: dict[str, Any] = {
         "samples": len(sizes),
+        "identity": dataset.fingerprint + ("" if dataset.knows_content else " (of the layout only: no CRC)"),
         "shards": len(found),
         "damaged": sum(r["damaged"] for r in found),
+        "marked": len(dataset.marked),
         "bytes": _quantiles(sizes),
         "extensions": _merge(found, "extensions"),
         "labels": _name_labels(_merge(found, "labels"), dataset),

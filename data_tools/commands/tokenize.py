@@ -17,10 +17,10 @@ from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import LONGEST_PIECE, encode_texts, load_tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
-BATCH = 256  # documents encoded together
+BATCH = 256  # documents encoded together, fewer where they are long
 ENDS = {"end": ("", "<|endoftext|>"), "cls-sep": ("[CLS]", "[SEP]"), "none": ("", "")}
 
 
@@ -61,15 +61,18 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     tokenizer = load_tokenizer(Path(folder))
     before, after = _end_ids(tokenizer, ends)
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())  # ids may have gaps
+    dtype = np.uint16 if largest < 1 << 16 else np.uint32
+    first, last = np.array(before, dtype=dtype), np.array(after, dtype=dtype)
     dataset = open_dataset(data, DecodeOptions(raw=True))
     extension = open_dataset(data).fields["text"]
     batch: list[tuple[str, str, dict[str, bytes]]] = []
+    waiting = 0  # characters in it
 
     def encode() -> Iterator[Packed]:
-        encoded = tokenizer.encode_batch([text for _, text, _ in batch], add_special_tokens=False)
-        for (key, _, kept), encoding in zip(batch, encoded, strict=True):
-            tokens = np.array(before + encoding.ids + after, dtype=dtype)
+        encoded = encode_texts(tokenizer, [text for _, text, _ in batch])
+        for (key, _, kept), ids in zip(batch, encoded, strict=True):
+            tokens = np.concatenate([first, ids.astype(dtype), last])
             buffer = io.BytesIO()
             np.save(buffer, tokens)
             yield Packed(key, {"tokens.npy": buffer.getvalue(), **kept}, len(tokens))
@@ -78,13 +81,15 @@ def read(job: list[Any]) -> Iterator[Packed | Skipped]:
     for number in range(int(dataset.manifest.counts[shard])):
         try:
             sample = dataset.read(shard, number)
-            text = str(sample[extension], "utf-8")
+            text = str(sample[extension], "utf-8").removeprefix("\ufeff")
         except (DamagedSampleError, KeyError, UnicodeDecodeError) as error:
             yield Skipped(f"{dataset.manifest.urls[shard]} #{number}", f"{type(error).__name__}: {error}")
             continue
         batch.append(
             (sample["__key__"], text, {name: bytes(sample[name]) for name in keep if name in sample})
         )
-        if len(batch) == BATCH:
+        waiting += len(text)
+        if len(batch) == BATCH or waiting > LONGEST_PIECE:
             yield from encode()
+            waiting = 0
     yield from encode()

@@ -1,86 +1,186 @@
-"""Reads everything once, marks bad samples in the sidecars, and names them."""
+"""Reads everything once, names bad samples and marks them, so that no run reads them again."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.selection import copy_index, refuse_full, write_selection
+from data_tools.dataset.sources import identify
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import decode_sample
 from data_tools.errors import UserError
 from data_tools.formats import tar
-from data_tools.formats.manifest import Manifest, write_manifest
-from data_tools.formats.sidecar import Sidecar, read_sidecar
+from data_tools.formats.manifest import MANIFEST_NAME, Manifest, MarksSeal, read_manifest, write_manifest
+from data_tools.formats.marks import MARKS_FILES, Mark, marks_to_bytes
+from data_tools.formats.scan import read_in_windows
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.checksum import crc32
+from data_tools.storage.objects import (
+    MissingError,
+    NoRangesError,
+    Retry,
+    describe_object,
+    is_remote,
+    read_whole,
+    redacted,
+)
+from data_tools.storage.staging import VERIFYING, Staging
+from data_tools.storage.upload import upload
 
 Bad = tuple[str, str, str]  # shard, sample, what is wrong
+NOTHING_MARKED = "nothing is marked; what was read so far is kept, run `verify` again when the shard is back"
 
 
-def verify(dataset: Dataset, decode: bool = True, processes: int | None = None) -> tuple[Manifest, list[Bad]]:
-    """Check every sample of the manifest (those marked bad before included) and mark what is bad now.
+def verify(
+    dataset: Dataset, decode: bool = True, processes: int | None = None, output: Path | None = None,
+    exclude: Path | None = None,
+) -> tuple[Manifest, list[Bad]]:  # fmt: skip
+    """Read every sample of a data set; mark those that are bad, and take back marks of an earlier time.
 
-    The sidecars get the CRC of each sample if they had none. Stopped, it goes on where it was. Returns the new
-    manifest, written already, and all bad samples.
+    Marks are no part of the order: a run goes on after its data were verified, and skips what is marked. They come
+    from bytes that were read alone, never from a shard that is away. What indexing left out stays out. Stopped, it
+    goes on where it was.
+
+    Args:
+        output: a folder of this machine for a manifest with the marks, where they cannot be written beside the data.
+        exclude: a new folder for the manifest of the sound samples: the next data set, with its own fingerprint.
+    Returns:
+        The manifest, written already, and all bad samples, those included that indexing left out.
+    Raises:
+        UserError: a shard cannot be read, or the marks cannot be written.
     """
-    folder, manifest = dataset.folder, dataset.manifest
-    if folder is None or not os.access(folder, os.W_OK):
+    if exclude is not None:
+        refuse_full(exclude)
+    home = output or dataset.folder
+    assert home is not None
+    if output is None and not os.access(home, os.W_OK):
         raise UserError(
-            f"{folder}: is not writable, so bad samples cannot be marked; copy the manifest and sidecars"
+            f"{home}: is not writable, so bad samples cannot be marked; name another folder with --output"
         )
-    receipts = folder / ".verify" / f"{manifest.fingerprint}{'' if decode else '-bytes'}"
-    work = partial(_verify_shard, manifest, folder, decode, receipts)
-    found = run_jobs(work, range(len(manifest.urls)), "verify", receipts / "receipts", processes)
+    if output is not None:
+        _refuse_other_data(dataset, output)
+        copy_index(dataset, output)
+    work = Staging(home, VERIFYING, _name_work(dataset, decode))
+    shards = range(len(dataset.manifest.urls))
+    found = run_jobs(partial(_verify_shard, dataset, decode), shards, "verify", work.receipts, processes)
     assert found is not None, "all parts ran here"
-    for shard in range(len(manifest.urls)):
-        marked = receipts / f"{shard:08d}.sidecar"
-        if marked.exists():
-            marked.replace(folder / manifest.sidecar_name(shard))
-    new = dataclasses.replace(
-        manifest,
-        bad=np.array([r["bad_count"] for r in found], dtype=np.int64),
-        checksums=np.array([r["checksum"] for r in found], dtype=np.uint32),
-    )
-    write_manifest(new, folder)
-    for path in sorted(receipts.parent.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    receipts.parent.rmdir()
-    return new, [(manifest.urls[i], name, reason) for i, r in enumerate(found) for name, reason in r["bad"]]
+    marks = [
+        Mark(shard, row, dataset.manifest.urls[shard], name, reason)
+        for shard, receipt in enumerate(found)
+        for row, name, reason in receipt["bad"]
+    ]
+    manifest = _write_marks(dataset, marks, home, "" if output else dataset.base)
+    if exclude is not None:
+        sound = np.ones(int(dataset.manifest.counts.sum()), dtype=np.bool_)
+        sound[dataset.indices_of(marks)] = False
+        manifest = write_selection(dataset, sound, exclude)
+    work.remove()
+    left_out = [
+        (dataset.manifest.urls[shard], f"#{row}", "left out when it was indexed")
+        for shard, receipt in enumerate(found)
+        for row in receipt["left_out"]
+    ]
+    return manifest, [*((mark.url, mark.sample, mark.reason) for mark in marks), *left_out]
 
 
-def _verify_shard(manifest: Manifest, folder: Path, decode: bool, marked: Path, shard: int) -> Receipt:
-    sidecar = read_sidecar(folder / manifest.sidecar_name(shard), check=True)
-    valid = np.ones(len(sidecar), dtype=np.uint8)
-    crc = np.zeros(len(sidecar), dtype=np.uint32)
-    bad: list[tuple[str, str]] = []
+def _refuse_other_data(dataset: Dataset, output: Path) -> None:
+    place = output / MANIFEST_NAME
+    if place.exists() and read_manifest(place).fingerprint != dataset.manifest.fingerprint:
+        raise UserError(f"--output {output}: holds another data set; choose another folder")
+
+
+def _name_work(dataset: Dataset, decode: bool) -> str:
+    """A name for what is read: a shard that was replaced or mended meanwhile is read again."""
+    places = [dataset.location(shard) for shard in range(len(dataset.manifest.urls))]
+    try:
+        described = [dataset.fingerprint, str(decode), *identify(places, dataset.fetching.retry)]
+    except UserError as error:
+        raise UserError(f"{error}; nothing is marked") from None
+    return hashlib.blake2b("\0".join(described).encode(), digest_size=8).hexdigest()
+
+
+def _write_marks(dataset: Dataset, marks: list[Mark], home: Path, base: str) -> Manifest:
+    """Write the marks and then the manifest that names them, into a folder or below a URL, unless nothing changed."""
+    data = marks_to_bytes(marks)
+    seal = MarksSeal(len(marks), crc32(data)) if marks else None
+    manifest = read_manifest(home / MANIFEST_NAME)  # with the marks of before
+    if seal is None and manifest.marks is None:
+        return manifest
+    manifest = dataclasses.replace(manifest, marks=seal)
+    if seal is not None:
+        write_atomically(home / seal.name, data)
+    if base:
+        upload(home, [seal.name] if seal else [], base, dataset.fetching.retry)
+    write_manifest(manifest, home)
+    if base:
+        upload(home, [MANIFEST_NAME], base, dataset.fetching.retry)
+    for path in home.glob(MARKS_FILES):
+        if seal is None or path.name != seal.name:
+            path.unlink(missing_ok=True)
+    return manifest
+
+
+def _verify_shard(dataset: Dataset, decode: bool, shard: int) -> Receipt:
+    sidecar = dataset.sidecar(shard)
+    bad: list[tuple[int, str, str]] = []
+    left_out: list[int] = []
     total = 0
-    path = folder / manifest.urls[shard]
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        missing = [(f"#{row}", f"the shard cannot be read ({error.strerror})") for row in range(len(sidecar))]
-        return _receipt(marked, shard, dataclasses.replace(sidecar, valid=valid * 0), missing, 0)
-    try:
+    with _open_shard(dataset.location(shard), dataset.fetching.retry) as read:
         for row in range(len(sidecar)):
+            if not sidecar.valid[row]:
+                left_out.append(row)
+                continue
             size = int(sidecar.size[row])
-            raw = os.pread(handle, size, int(sidecar.offset[row]))
+            raw = read(int(sidecar.offset[row]), size)
             total += len(raw)
-            name, reason = _check(
-                raw, size, None if sidecar.crc is None else int(sidecar.crc[row]), row, decode
-            )
-            crc[row] = crc32(raw) if sidecar.crc is None else sidecar.crc[row]
-            if reason or not (sidecar.valid[row] or sidecar.crc is not None):
-                valid[row] = 0
-                bad.append((name, reason or "marked bad when it was indexed"))
-    finally:
-        os.close(handle)
-    return _receipt(marked, shard, dataclasses.replace(sidecar, valid=valid, crc=crc), bad, total)
+            crc = None if sidecar.crc is None else int(sidecar.crc[row])
+            name, reason = _check(raw, size, crc, row, decode)
+            if reason:
+                bad.append((row, name, reason))
+    return {"bad": bad, "left_out": left_out, "samples": len(sidecar), "bytes": total}
+
+
+@contextmanager
+def _open_shard(place: str, retry: Retry) -> Iterator[tar.Read]:
+    """What reads ranges of a shard: fewer bytes only where it ends. An error of the place is a UserError."""
+    try:
+        if not is_remote(place):
+            with Path(place).open("rb") as file:
+                yield lambda offset, size: os.pread(file.fileno(), size, offset)
+            return
+        size = describe_object(place, retry).size
+        try:
+            windows = read_in_windows(place, retry)
+            windows(0, 1)
+        except NoRangesError:
+            with tempfile.TemporaryDirectory() as folder:
+                read_whole(place, Path(folder, "shard"), retry)
+                with _open_shard(f"{folder}/shard", retry) as read:
+                    yield read
+            return
+
+        def read_remote(offset: int, wanted: int) -> bytes:
+            data = windows(offset, wanted)
+            if len(data) < min(wanted, size - offset):
+                raise UserError(f"{redacted(place)}: the store sends less than it has; {NOTHING_MARKED}")
+            return data
+
+        yield read_remote
+    except MissingError as error:
+        raise UserError(f"{error}: cannot be read; {NOTHING_MARKED}") from None
+    except OSError as error:
+        raise UserError(f"{redacted(place)}: cannot be read ({error.strerror}); {NOTHING_MARKED}") from None
 
 
 def _check(raw: bytes, size: int, crc: int | None, row: int, decode: bool) -> tuple[str, str]:
@@ -98,15 +198,3 @@ def _check(raw: bytes, size: int, crc: int | None, row: int, decode: bool) -> tu
     except DecodeError as error:
         return key, str(error)
     return key, ""
-
-
-def _receipt(marked: Path, shard: int, sidecar: Sidecar, bad: list[tuple[str, str]], total: int) -> Receipt:
-    data = sidecar.to_bytes()
-    write_atomically(marked / f"{shard:08d}.sidecar", data)
-    return {
-        "bad": bad,
-        "bad_count": sidecar.bad,
-        "checksum": crc32(data),
-        "samples": len(sidecar),
-        "bytes": total,
-    }

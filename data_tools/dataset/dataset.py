@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from data_tools.dataset.reader import Store
 from data_tools.decode.kinds import field_names
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import Sample, decode_sample
-from data_tools.formats.manifest import Manifest
+from data_tools.formats.manifest import LAYOUT_ONLY, Manifest
+from data_tools.formats.marks import Mark
 from data_tools.formats.sidecar import Sidecar
 from data_tools.storage.prefetch import Needs
+from data_tools.storage.segments import FetchOptions
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,52 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
+        """32 hex digits, after ``layout-`` where no CRC was taken; marks of `verify` do not change it."""
+        return self._fingerprint_of(self.manifest.fingerprint)
+
+    def _fingerprint_of(self, whole: str) -> str:
+        """That of this selection, where ``whole`` is that of all samples."""
         if self._indices is None:
-            return self.manifest.fingerprint
-        digest = hashlib.blake2b(bytes.fromhex(self.manifest.fingerprint), digest_size=16)
+            return whole
+        digits = whole.removeprefix(LAYOUT_ONLY)
+        digest = hashlib.blake2b(bytes.fromhex(digits), digest_size=16)
         digest.update(self._indices.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return f"{whole.removesuffix(digits)}{digest.hexdigest()}"
+
+    def was_called(self, fingerprint: str) -> bool:
+        """Whether these data had that fingerprint when less was known of them (no CRC). Reads every sidecar."""
+        return fingerprint in map(self._fingerprint_of, self._store.former_fingerprints())
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the fingerprint is one of the samples' bytes, and not of the layout only."""
+        return self._store.knows_content
+
+    @property
+    def fetching(self) -> FetchOptions:
+        """How remote shards are read."""
+        return self._store.fetching
+
+    @property
+    def base(self) -> str:
+        """URL of the manifest's folder; "" where that is on this machine."""
+        return self._store.base
+
+    @property
+    def marked(self) -> Int64Array:
+        """Indices of the samples that `verify` marked as bad, ascending: reading them raises."""
+        return self.indices_of(mark for rows in self._store.marks.values() for mark in rows.values())
+
+    def indices_of(self, marks: Iterable[Mark]) -> Int64Array:
+        """Indices of marked samples, ascending; those that are not selected are left out."""
+        numbers = [int(self._starts[mark.shard]) + self._store.number(mark.shard, mark.row) for mark in marks]
+        whole = np.sort(np.array(numbers, dtype=np.int64))
+        return whole if self._indices is None else np.flatnonzero(np.isin(self._indices, whole))
+
+    def unmarked(self) -> Dataset:
+        """The samples that are not marked, for a pass that needs no order of before: itself where none is."""
+        marked = self.marked
+        return self.select(np.setdiff1d(np.arange(len(self)), marked)) if len(marked) else self
 
     @property
     def fields(self) -> dict[str, str]:
@@ -114,8 +157,10 @@ class Dataset:
         return self.read(int(shards[0]), int(numbers[0]))
 
     def __iter__(self) -> Iterator[Sample]:
-        for start in range(0, len(self), 4096):
-            shards, numbers = self.locate(np.arange(start, min(start + 4096, len(self))))
+        """All samples but the marked ones, in manifest order; raises DamagedSampleError."""
+        readable = self.unmarked()
+        for start in range(0, len(readable), 4096):
+            shards, numbers = readable.locate(np.arange(start, min(start + 4096, len(readable))))
             for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
                 yield self.read(shard, number)
 
@@ -128,6 +173,14 @@ class Dataset:
                     yield self._store.read(shard, number)[0]
                 except DamagedSampleError as error:
                     yield error.name
+
+    def location(self, shard: int) -> str:
+        """Path or URL by which a shard is reached; secrets may stand in it."""
+        return self._store.location(shard)
+
+    def sidecar(self, shard: int) -> Sidecar:
+        """The whole sidecar of a shard, samples included that indexing left out."""
+        return self._store.sidecar(shard)
 
     def valid_sidecar(self, shard: int) -> Sidecar:
         """The sidecar's rows of valid samples only, whatever is selected."""

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.index import identity, index_shards
+from data_tools.dataset.index import index_shards, unpack
 from data_tools.dataset.reader import Store
-from data_tools.dataset.shard_files import GZIPPED, PLAIN, find_shards
+from data_tools.dataset.shard_files import TARS
+from data_tools.dataset.sources import find_tars, identify
 from data_tools.decode.kinds import PICKLE_EXTENSIONS
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
-from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, read_manifest
+from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, read_manifest
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_folder
+from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import MissingError, Retry, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions
 
 log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """A data set: the folder of its manifest on this machine, its base URL if it is remote, how shards are reached."""
+
+    folder: Path
+    base: str = ""
+    sources: Sequence[str] = ()
 
 
 def open_dataset(
@@ -31,10 +44,14 @@ def open_dataset(
 ) -> Dataset:
     """Open ``sample:digits``, a folder or its URL, a manifest, one tar, a glob, or a list of tars or their URLs.
 
-    Tars without a manifest are indexed once into the cache. Raises UserError when there is nothing to open.
+    Tars without a manifest, a prefix of an object store included, are indexed into the cache: once, while others that
+    ask meanwhile wait; again when one of them was replaced.
+
+    Raises:
+        UserError: there is nothing to open, or a folder that is packed in part only.
     """
-    folder, base = _manifest_folder(source, fetching.retry)
-    manifest = read_manifest(folder / MANIFEST_NAME)
+    found = find_dataset(source, fetching.retry)
+    manifest = read_manifest(found.folder / MANIFEST_NAME)
     refused = sorted(e for e in manifest.extensions if e.rsplit(".", 1)[-1] in PICKLE_EXTENSIONS)
     if refused:
         raise UserError(
@@ -42,73 +59,117 @@ def open_dataset(
         )
     if not int(manifest.counts.sum()):
         raise UserError(f"{source}: holds no usable samples; run `python -m data_tools verify` to see why")
-    return Dataset(Store(manifest, folder, base, fetching), options)
+    if manifest.has_crc is False:
+        warn_once(
+            f"{shown(source)}: indexed without CRC: its identity ({manifest.fingerprint}) is of the layout only, other "
+            "bytes of the same sizes go unnoticed; `python -m data_tools index` takes the CRC"
+        )
+    if manifest.marks is not None:
+        warn_once(
+            f"{shown(source)}: {manifest.marks.samples} samples are marked by verify; others stand in for them"
+        )
+    return _open(found, manifest, options, fetching)
 
 
-def open_marked(folder: Path) -> Dataset:
-    """A folder with a manifest, even when all of its samples are marked bad: for ``verify``."""
-    return Dataset(Store(read_manifest(folder / MANIFEST_NAME), folder, "", FetchOptions()), DecodeOptions())
+def open_marked(
+    source: str | Path,
+    fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+) -> Dataset:
+    """Open a folder or URL with a manifest for ``verify``: whatever is usable of it, and marked so far."""
+    text = str(source)
+    found = _remote_manifest(text, fetching.retry) if is_remote(text) else None
+    if found is None and is_remote(text):
+        raise UserError(f"{redacted(text)}: no manifest there; write one with `python -m data_tools index`")
+    found = found or (find_dataset(text, fetching.retry) if text.startswith("sample:") else Found(Path(text)))
+    manifest = dataclasses.replace(read_manifest(found.folder / MANIFEST_NAME), marks=None)
+    return _open(found, manifest, DecodeOptions(), fetching)
 
 
-def _manifest_folder(source: str | Path | Sequence[str | Path], retry: Retry) -> tuple[Path, str]:
-    """(local folder with the manifest, its base URL if it is remote) of whatever was asked for."""
+def _open(found: Found, manifest: Manifest, options: DecodeOptions, fetching: FetchOptions) -> Dataset:
+    return Dataset(Store(manifest, found.folder, found.base, fetching, found.sources), options)
+
+
+@lru_cache(maxsize=256)
+def warn_once(text: str) -> None:
+    """Warn of a data set at the first time that it is opened, and not in workers, which open what their parent has."""
+    if parent_process() is None:
+        log.warning(text)
+
+
+def shown(source: str | Path | Sequence[str | Path]) -> str:
+    """A source as messages name it: without secrets, a list by its first."""
+    if isinstance(source, str | Path):
+        return redacted(str(source))
+    return f"{redacted(str(source[0]))} …" if source else "an empty list"
+
+
+def find_dataset(source: str | Path | Sequence[str | Path], retry: Retry) -> Found:
+    """Where the manifest is of whatever was asked for; it is fetched, or made, if need be."""
     if not isinstance(source, str | Path):
-        return _indexed_folder([str(item) for item in source], str(list(source)[:1])), ""
+        return _indexed([str(item) for item in source], shown(source), retry)
     text = str(source)
     if text.startswith("pipe:"):
         raise UserError(f"{text}: pipe: URLs run a shell and are refused; download the shards first")
     if text.startswith("sample:"):
         from data_tools.samples import sample_folder
 
-        return sample_folder(text.removeprefix("sample:")), ""
-    if is_remote(text):
-        return (
-            (_indexed_folder([text], text), "")
-            if text.endswith(PLAIN + GZIPPED)
-            else _remote_folder(text, retry)
-        )
+        return Found(sample_folder(text.removeprefix("sample:")))
+    if is_remote(text) and not name_ends(text, TARS):
+        return _remote_manifest(text, retry) or _listed(text, retry)
     path = Path(text).expanduser()
     if path.name == MANIFEST_NAME:
-        return path.parent, ""
-    if path.is_dir():
-        if (path / MANIFEST_NAME).is_file():
-            return path, ""
-        found = find_shards(path, gzipped=True)
-        for file, why in found.left_out:
-            log.warning("%s: left out: %s", file, why)
-        return _indexed_folder(list(map(str, found.used)), text), ""
-    return _indexed_folder([text] if path.is_file() else sorted(glob.glob(text)), text), ""  # noqa: PTH207
+        return Found(path.parent)
+    if (path / MANIFEST_NAME).is_file():
+        return Found(path)
+    return _indexed(find_tars(text), text, retry)
 
 
-def _remote_folder(url: str, retry: Retry) -> tuple[Path, str]:
-    """Copy a remote manifest here; it is small, and may have changed since the last time."""
+def _remote_manifest(url: str, retry: Retry) -> Found | None:
+    """Copy a remote manifest here; it is small, and may have changed since the last time. None where there is none."""
     base = url.removesuffix(MANIFEST_NAME).rstrip("/")
-    folder = cache_folder() / "remote" / hashlib.blake2b(base.encode(), digest_size=16).hexdigest()
+    folder = (
+        cache_folder() / "remote" / hashlib.blake2b(location_of(base).encode(), digest_size=16).hexdigest()
+    )
     try:
         write_atomically(folder / MANIFEST_NAME, read_all(f"{base}/{MANIFEST_NAME}", retry))
-    except MissingError as error:
-        raise UserError(f"{error}: no manifest there; write one with `python -m data_tools index`") from None
-    return folder, base
+    except MissingError:
+        return None
+    return Found(folder, base)
 
 
-def _indexed_folder(tars: list[str], asked: str) -> Path:
+def _listed(url: str, retry: Retry) -> Found:
+    """The tars of a prefix that has no manifest."""
+    try:
+        tars, reason = find_tars(url, retry=retry), "no tars either"
+    except UserError as error:  # most web servers list nothing
+        tars, reason = [], str(error)
+    if not tars:
+        raise UserError(
+            f"{redacted(url)}: no manifest there; write one with `python -m data_tools index`, or name the tars "
+            f"({reason})"
+        )
+    return _indexed(tars, redacted(url), retry)
+
+
+def _indexed(tars: list[str], asked: str, retry: Retry) -> Found:
     """Index tars into the cache, unless that was done for these very files before; gzipped ones are unpacked."""
     if not tars:
         raise UserError(
             f"{asked}: no such data set; give a folder with manifest.json or .tar files, a glob, or sample:NAME"
         )
-    digest = hashlib.blake2b(digest_size=16)
-    for name in tars:
-        digest.update(f"{identity(name)}\0".encode())
+    described = "\0".join(["crc", *identify(tars, retry)])
+    digest = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
     def build(folder: Path) -> None:
         log.info(
-            "%s: no manifest; indexing %d tars (`python -m data_tools index` keeps it)",
-            redacted(asked),
-            len(tars),
+            "%s: no manifest; indexing %d tars (`python -m data_tools index` keeps it)", asked, len(tars)
         )
         _, bad = index_shards(tars, folder)
         for shard, key, fault in bad[:20]:
             log.warning("%s: %s: %s", shard, key or "shard", fault)
 
-    return build_once(cache_folder() / f"index-v{MANIFEST_VERSION}" / digest.hexdigest(), build)
+    folder = build_once(cache_folder() / f"index-v{MANIFEST_VERSION}" / digest, build)
+    files = [unpack(name) for name in tars]
+    listed = set(read_manifest(folder / MANIFEST_NAME).urls)  # an empty tar is left out
+    named = [name if is_remote(name) else str(Path(name).resolve()) for name in files]
+    return Found(folder, sources=[name for name in named if location_of(name) in listed])

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.identity import ask_versions, find_change, find_former_fingerprints, name_cache
 from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest
+from data_tools.formats.marks import Marks, parse_marks
 from data_tools.formats.sidecar import Sidecar, read_sidecar
 from data_tools.order.shuffle import CHUNK_BYTES
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import cache_folder
 from data_tools.storage.checksum import crc32
 from data_tools.storage.handles import OpenFile, Recent
-from data_tools.storage.objects import MissingError, is_remote, read_all
+from data_tools.storage.objects import MissingError, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
 
 Int64Array = NDArray[np.int64]
@@ -27,9 +29,15 @@ Int64Array = NDArray[np.int64]
 class Store:
     """Shards and sidecars of one manifest; shared by a data set and its subsets."""
 
-    def __init__(self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions) -> None:
-        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``."""
+    def __init__(
+        self, manifest: Manifest, folder: Path, base: str, fetching: FetchOptions, sources: Sequence[str] = ()
+    ) -> None:
+        """``base``: URL of the manifest's folder when that is remote; sidecars are then copied into ``folder``.
+
+        ``sources``: by which path or URL each shard is reached, where the manifest's own lacks a signature.
+        """
         self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
+        self.sources = sources
         self.remote = bool(base) or any(is_remote(url) for url in manifest.urls)
         self.segment_samples = max(
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
@@ -41,9 +49,13 @@ class Store:
         self._files = Recent(OpenFile, 256)
         self._sidecars = Recent(self._read_sidecar, 1024)
         self._valid_rows = Recent(self._find_valid_rows, 1024)
+        self._changes = Recent(self._find_change, 1024)
+        self.marks = self._read_marks()
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard."""
+        if self.sources:
+            return self.sources[shard]
         url = self.manifest.urls[shard]
         if is_remote(url):
             return url
@@ -56,6 +68,10 @@ class Store:
         if self.base:
             self._copy_sidecar(shard, name)
         sidecar = read_sidecar(self.folder / name)
+        if not self.base and crc32((self.folder / name).read_bytes()) != self.manifest.checksums[shard]:
+            raise UserError(
+                f"{self.folder / name}: not the sidecar that the manifest means; run `python -m data_tools index`"
+            )
         if len(sidecar) != self.manifest.samples[shard] or sidecar.bad != self.manifest.bad[shard]:
             raise UserError(
                 f"{self.manifest.urls[shard]}: its sidecar has {len(sidecar)} samples ({sidecar.bad} bad), the manifest"
@@ -80,12 +96,51 @@ class Store:
             )
         write_atomically(path, data)
 
+    def _read_marks(self) -> Marks:
+        """What `verify` marked, if anything: the manifest says so."""
+        seal = self.manifest.marks
+        if seal is None:
+            return {}
+        place = f"{self.base}/{seal.name}" if self.base else str(self.folder / seal.name)
+        try:
+            data = read_all(place, self.fetching.retry) if self.base else Path(place).read_bytes()
+        except (MissingError, FileNotFoundError):
+            data = b""
+        if crc32(data) != seal.checksum:
+            raise UserError(
+                f"{redacted(place)}: not the marks that the manifest means; run `python -m data_tools verify`"
+            )
+        return parse_marks(data, redacted(place))
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the fingerprint is one of the samples' bytes: every sidecar has their CRC."""
+        if self.manifest.has_crc is not None:
+            return self.manifest.has_crc
+        return self.sidecar(0).crc is not None
+
+    def former_fingerprints(self) -> set[str]:
+        """See `find_former_fingerprints`; reads every sidecar."""
+        sidecars = (self.sidecar(shard) for shard in range(len(self.manifest.urls)))
+        return find_former_fingerprints(self.manifest, sidecars, self.sources)
+
     def cache(self) -> SegmentCache:
         """The node's cache of remote segments, as large as they are now."""
         if self._cache is None:
-            name = f"{self.manifest.fingerprint}-{self.segment_samples}"
+            places = [self.location(shard) for shard in range(len(self.manifest.urls))]
+            # no CRC would notice that another shard of the same layout lies there now
+            versions = (
+                self.manifest.versions
+                if self.knows_content
+                else ask_versions(self.manifest, places, self.fetching.retry)
+            )
+            name = name_cache(self.manifest, places, versions, self.segment_samples)
             self._cache = SegmentCache(cache_folder() / "segments" / name, self.location, self.fetching)
         return self._cache
+
+    def _find_change(self, shard: int) -> str:
+        change = find_change(self.manifest, shard, self.location(shard), self.fetching.retry)
+        return f"; the shard {change}" if change else ""
 
     def use_segments(self, samples: int) -> None:
         """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read."""
@@ -111,8 +166,17 @@ class Store:
         """Row in the sidecar of the ``number``-th valid sample of a shard."""
         return int(self._valid_rows(shard)[number]) if self.manifest.bad[shard] else number
 
+    def number(self, shard: int, row: int) -> int:
+        """Which of a shard's valid samples a row of its sidecar is: the inverse of ``row``."""
+        return int(np.searchsorted(self._valid_rows(shard), row)) if self.manifest.bad[shard] else row
+
     def read(self, shard: int, number: int) -> tuple[str, dict[str, memoryview]]:
-        """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError."""
+        """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError.
+
+        One that is marked is not read.
+        """
+        if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
+            raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
         if not self.remote:
             return self._parse(shard, number, self._read_local)
         try:
@@ -145,7 +209,7 @@ class Store:
         try:
             key, members = tar.sample_members(raw, check=not intact)
         except tar.TarError as error:
-            raise DamagedSampleError(url, f"#{row}", str(error)) from None
+            raise DamagedSampleError(url, f"#{row}", f"{error}{self._changes(shard)}") from None
         if compared and not intact:
-            raise DamagedSampleError(url, key, "checksum does not match")
+            raise DamagedSampleError(url, key, f"checksum does not match{self._changes(shard)}")
         return key, members

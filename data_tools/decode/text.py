@@ -15,8 +15,9 @@ LONGEST_SHOWN = 32
 
 
 def decode_text(payload: memoryview, _: str, options: DecodeOptions) -> str:
+    """UTF-8; a byte-order mark before it is no character."""
     _check_text(payload, options)
-    return str(payload, "utf-8")
+    return str(payload, "utf-8").removeprefix("\ufeff")
 
 
 def decode_json(payload: memoryview, _: str, options: DecodeOptions) -> Any:

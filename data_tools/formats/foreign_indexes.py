@@ -68,7 +68,7 @@ def import_energon(folder: Path) -> Manifest:
         data = sidecar.to_bytes()
         sidecars.append(data)
         shards.append(Shard(name, count, 0, size, crc32(data)))
-    manifest = make_manifest(shards, tuple(sorted(extensions)))
+    manifest = make_manifest(shards, tuple(sorted(extensions)), has_crc=False)
     for number, data in enumerate(sidecars):
         write_atomically(folder / manifest.sidecar_name(number), data)
     write_manifest(manifest, folder)

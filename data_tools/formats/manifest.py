@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ MANIFEST_NAME = "manifest.json"
 
 MANIFEST_VERSION = 1
 
+LAYOUT_ONLY = "layout-"
+"""Begins a fingerprint that knows where samples lie, but not what is in them."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -35,6 +39,21 @@ class Shard:
     bad: int
     bytes: int
     checksum: int
+    version: str = ""
+    """What told it from other objects at its URL when it was indexed (ETag …); "" on local disks."""
+
+
+@dataclass(frozen=True)
+class MarksSeal:
+    """How many samples are marked as bad, and the CRC-32 of the file that says which: see `marks.py`."""
+
+    samples: int
+    checksum: int
+
+    @property
+    def name(self) -> str:
+        """Of the file, beside the manifest: another content has another name, so no reader finds half of a change."""
+        return f"marks-{self.checksum:08x}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,11 @@ class Manifest:
     extensions: tuple[str, ...]
     has_length: bool = False
     about: dict[str, Any] = field(default_factory=dict)  # licence, source, tokenizer folder …
+    has_crc: bool | None = (
+        None  # whether every sidecar has a CRC of each sample; None: written before this was said
+    )
+    marks: MarksSeal | None = None  # what `verify` found, where it found something
+    versions: tuple[str, ...] = ()  # of each shard, where any is known: see Shard.version
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -57,13 +81,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits over every shard's name, size, and sidecar: where the data lie does not matter."""
-        digest = hashlib.blake2b(digest_size=16)
-        for url in self.urls:
-            digest.update(url.rsplit("/", 1)[-1].encode() + b"\0")
-        for column in (self.samples, self.bad, self.bytes, self.checksums.astype(np.int64)):
-            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        return digest.hexdigest()
+        """32 hex digits over every shard's name, size, and sidecar: where the data lie, and marks, do not matter.
+
+        ``layout-`` stands before them where no CRC was taken: other bytes of the same sizes then have the same one.
+        """
+        digits = digest_shards(self, self.urls, self.checksums)
+        return f"{LAYOUT_ONLY}{digits}" if self.has_crc is False else digits
 
     def sidecar_name(self, shard: int) -> str:
         """Path of a sidecar within the manifest's folder: beside the shard, or by number for shards elsewhere."""
@@ -72,12 +95,24 @@ class Manifest:
         return f"{shard:08d}.sidecar" if elsewhere else f"{url}.sidecar"
 
 
+def digest_shards(manifest: Manifest, urls: Sequence[str], checksums: NDArray[np.uint32]) -> str:
+    """32 hex digits over the shards of a manifest, under these names and checksums of their sidecars, (shards,)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for url in urls:
+        digest.update(url.rsplit("/", 1)[-1].encode() + b"\0")
+    for column in (manifest.samples, manifest.bad, manifest.bytes, checksums.astype(np.int64)):
+        digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
 def make_manifest(
     shards: list[Shard],
     extensions: tuple[str, ...],
     has_length: bool = False,
     about: dict[str, Any] | None = None,
+    has_crc: bool | None = None,
 ) -> Manifest:
+    """A manifest of these shards, without marks; ``has_crc``: whether every sidecar has a CRC of each sample."""
     return Manifest(
         urls=[s.url for s in shards],
         samples=np.array([s.samples for s in shards], dtype=np.int64),
@@ -87,6 +122,8 @@ def make_manifest(
         extensions=extensions,
         has_length=has_length,
         about=about or {},
+        has_crc=has_crc,
+        versions=tuple(s.version for s in shards) if any(s.version for s in shards) else (),
     )
 
 
@@ -101,11 +138,18 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         "has_length": manifest.has_length,
         "about": manifest.about,
     }
+    if manifest.has_crc is not None:
+        head["has_crc"] = manifest.has_crc
+    if manifest.marks is not None:
+        head["marks"] = asdict(manifest.marks)
+    versions = manifest.versions or [""] * len(manifest.urls)
+    columns = (manifest.urls, manifest.samples, manifest.bad, manifest.bytes, manifest.checksums, versions)
     lines = [
-        json.dumps({"url": u, "nsamples": int(n), "bad": int(b), "filesize": int(s), "checksum": int(c)})
-        for u, n, b, s, c in zip(
-            manifest.urls, manifest.samples, manifest.bad, manifest.bytes, manifest.checksums, strict=True
+        json.dumps(
+            {"url": u, "nsamples": int(n), "bad": int(b), "filesize": int(s), "checksum": int(c)}
+            | ({"version": v} if v else {})
         )
+        for u, n, b, s, c, v in zip(*columns, strict=True)
     ]
     text = json.dumps(head, indent=1)[:-2] + ',\n "shardlist": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
     write_atomically(folder / MANIFEST_NAME, text.encode())
@@ -114,6 +158,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; raises UserError when it is not one."""
     urls: list[str] = []
+    versions: list[str] = []
     rows = array("q")
 
     def keep(entry: dict[str, Any]) -> dict[str, Any] | None:
@@ -121,6 +166,7 @@ def read_manifest(path: Path) -> Manifest:
         if "url" not in entry or "nsamples" not in entry:
             return entry
         urls.append(str(entry["url"]))
+        versions.append(str(entry.get("version", "")))
         rows.extend(int(entry.get(name, 0)) for name in ("nsamples", "bad", "filesize", "checksum"))
         return None
 
@@ -130,9 +176,13 @@ def read_manifest(path: Path) -> Manifest:
         if head.get("manifest_version") != MANIFEST_VERSION:
             raise ValueError(f"manifest_version {head.get('manifest_version')} is not {MANIFEST_VERSION}")
         samples, bad, sizes, checksums = (np.ascontiguousarray(table[:, i]) for i in range(4))
+        seal, has_crc = head.get("marks"), head.get("has_crc")
         return Manifest(
             urls, samples, bad, sizes, checksums.astype(np.uint32),
             tuple(head["extensions"]), bool(head["has_length"]), dict(head["about"]),
+            None if has_crc is None else bool(has_crc),
+            None if seal is None else MarksSeal(int(seal["samples"]), int(seal["checksum"])),
+            tuple(versions) if any(versions) else (),
         )  # fmt: skip
     except FileNotFoundError:
         raise UserError(

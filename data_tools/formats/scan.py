@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,22 @@ from data_tools.formats.sidecar import Sidecar
 from data_tools.formats.sparse import MAX_SPARSE_BYTES
 from data_tools.formats.tar_walk import Damage, members
 from data_tools.storage.checksum import crc32
-from data_tools.storage.objects import MissingError, NoRangesError, read_range, redacted, size_of
+from data_tools.storage.handles import Recent
+from data_tools.storage.objects import (
+    PATIENT,
+    MissingError,
+    NoRangesError,
+    Retry,
+    read_range,
+    redacted,
+    size_of,
+)
 
 APART = (
     "members of one key do not stand together: repack, sorted by name (`tar --sort=name`), so that a sample is one"
     " piece"
 )
-_CRC_WINDOW = 8 << 20  # bytes
+_WINDOW = 8 << 20  # bytes read at once
 
 Extensions = tuple[str, ...]  # of one sample, sorted
 
@@ -70,10 +78,11 @@ class ShardScan:
     """Of the sound samples, by what members they have: how many, and the first one's key."""
 
 
-def scan_shard(read: tar.Read, size: int, with_crc: bool = False) -> ShardScan:
+def scan_shard(read: tar.Read, size: int, with_crc: bool = True) -> ShardScan:
     """Scan an archive of ``size`` bytes; one without any sample has an empty sidecar and says why in ``faults``.
 
-    Raises TarError if nothing in it is a tar member.
+    ``with_crc`` = False reads headers only: the sidecar then has no CRC of the samples. Raises TarError if nothing in
+    it is a tar member.
     """
     rows: list[_Row] = []
     damages: list[tuple[int, Damage]] = []  # (rows seen before it, damage)
@@ -132,8 +141,8 @@ def _append(
     row.sparse += item.sparse.size if item.sparse else 0
     row.extensions[extension] = None
     if read is not None and item.end - row.start <= tar.MAX_SAMPLE_BYTES:
-        for at in range(row.end, item.end, _CRC_WINDOW):  # what lies between two members belongs to the row
-            row.crc = crc32(read(at, min(_CRC_WINDOW, item.end - at)), row.crc)
+        for at in range(row.end, item.end, _WINDOW):  # what lies between two members belongs to the row
+            row.crc = crc32(read(at, min(_WINDOW, item.end - at)), row.crc)
     row.end = item.end
 
 
@@ -243,7 +252,7 @@ def _sidecar(rows: Sequence[_Row], with_crc: bool) -> Sidecar:
     )
 
 
-def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
+def scan_file(path: Path, with_crc: bool = True) -> ShardScan:
     """Scan a local tar; raises UserError naming it when it is missing or no tar."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -259,11 +268,11 @@ def scan_file(path: Path, with_crc: bool = False) -> ShardScan:
         os.close(handle)
 
 
-def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
+def scan_remote(url: str, with_crc: bool = True) -> ShardScan:
     """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
     try:
         size = size_of(url)
-        return scan_shard(buffered(partial(read_range, url), size), size, with_crc)
+        return scan_shard(read_in_windows(url), size, with_crc)
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; check the URL") from None
     except NoRangesError as error:
@@ -274,24 +283,13 @@ def scan_remote(url: str, with_crc: bool = False) -> ShardScan:
         raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
 
 
-def buffered(fetch: tar.Read, total: int, window: int = 8 << 20) -> tar.Read:
-    """Small reads out of large ranges of an object of ``total`` bytes, since headers lie one after the other.
-
-    Read forward, no byte is fetched twice.
-    """
-    start, held = 0, b""
+def read_in_windows(url: str, retry: Retry = PATIENT, window: int = _WINDOW) -> tar.Read:
+    """Reads out of large ranges, of which the last few are kept: a scan and its checksums fetch each once."""
+    windows = Recent(lambda number: read_range(url, number * window, window, retry), 3)
 
     def read(offset: int, size: int) -> bytes:
-        nonlocal start, held
-        end = min(offset + size, total)
-        if not start <= offset <= start + len(held):
-            start, held = offset, b""
-        if end > start + len(held):
-            kept = held[offset - start :]
-            more = fetch(
-                offset + len(kept), min(max(end - offset - len(kept), window), total - offset - len(kept))
-            )
-            start, held = offset, kept + more
-        return held[offset - start : max(offset, end) - start]
+        first, last = offset // window, (offset + size - 1) // window
+        data = b"".join(windows(number) for number in range(first, last + 1))
+        return data[offset - first * window : offset - first * window + size]
 
     return read

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,7 @@ from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
 from data_tools.formats.sidecar import Sidecar
-from data_tools.storage.atomic import write_atomically
+from data_tools.storage.atomic import explain_full_disk, write_atomically
 from data_tools.storage.checksum import crc32
 
 SHARD_BYTES = 256 << 20  # large enough for sequential reading, small enough to copy and to rewrite
@@ -69,7 +70,10 @@ class ShardWriter:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb")
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise explain_full_disk(error, self.folder / self._name, self._offset + len(data)) from None
         self._rows.append((self._offset, len(data), crc32(data), length or 0))
         self._offset += len(data)
         self.extensions.update(members.keys())
@@ -94,9 +98,12 @@ class ShardWriter:
         return self.folder / f".{self._name}.partial"
 
     def _finish_shard(self) -> None:
-        self._file.write(b"\0" * (2 * tar.BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(b"\0" * (2 * tar.BLOCK))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise explain_full_disk(error, self.folder / self._name, self._offset) from None
         self._file.close()
         self._file = None
         rows = np.array(self._rows, dtype=np.int64)
@@ -127,13 +134,16 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk does not take what is buffered
+                self._file.close()
             self._partial.unlink(missing_ok=True)
 
 
 def finish_dataset(writer: ShardWriter, about: dict[str, Any] | None = None) -> Manifest:
     """Close the writer and write the manifest beside its shards."""
     shards = writer.close()
-    manifest = make_manifest(shards, tuple(sorted(writer.extensions)), writer.with_length, about)
+    manifest = make_manifest(
+        shards, tuple(sorted(writer.extensions)), writer.with_length, about, has_crc=True
+    )
     write_manifest(manifest, writer.folder)
     return manifest

@@ -91,11 +91,25 @@ def full_disk_explained(path: Path, needed: int | None = None) -> Iterator[None]
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise OSError(error.errno, describe_full_disk(path, needed, free), str(path)) from None
+        raise explain_full_disk(error, path, needed, free) from None
     except Exception as error:
         if not any(text in str(error).lower() for text in FULL_TEXTS):
             raise
         raise OSError(errno.ENOSPC, describe_full_disk(path, needed, free), str(path)) from None
+
+
+def explain_full_disk(
+    error: OSError, path: Path, needed: int | None = None, free: int | None = None
+) -> OSError:
+    """The error as it is, unless it is of a full disk: then one that names the disk, what is needed and what is free.
+
+    Args:
+        free: what was free before; what is free now, where that is not known.
+    """
+    if error.errno not in FULL:
+        return error
+    free = free_bytes(path) if free is None else free
+    return OSError(error.errno, describe_full_disk(path, needed, free), str(path))
 
 
 def describe_full_disk(path: Path, needed: int | None, free: int) -> str:

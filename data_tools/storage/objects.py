@@ -41,6 +41,9 @@ class Retry:
     longest_wait: float = 30.0
 
 
+PATIENT = Retry()
+
+
 def is_remote(url: str) -> bool:
     return "://" in url
 
@@ -133,17 +136,63 @@ def read_all(url: str, retry: Retry = Retry(), limit: int = MAX_OBJECT_BYTES) ->
     return with_retries(attempt, url, retry)
 
 
-def size_of(url: str, retry: Retry = Retry()) -> int:
-    """Bytes of an object."""
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store says of an object without sending it: its size in bytes, and a ``version`` that changes with it.
 
-    def attempt() -> int:
-        if _is_http(url):
-            with _request(urllib.request.Request(url, method="HEAD"), retry) as response:
-                return int(response.headers["Content-Length"])
-        filesystem, path = open_filesystem(url)
-        return int(filesystem.size(path))
+    The version is its ETag, else its time of change, else what fsspec's ``ukey`` says; "" where none is told.
+    """
+
+    size: int
+    version: str
+
+
+def describe_object(url: str, retry: Retry = Retry()) -> ObjectInfo:
+    """Size and version of an object. Raises MissingError where there is none, UserError after ``patience``."""
+
+    def attempt() -> ObjectInfo:
+        return _http_stat(url, retry) if _is_http(url) else _fsspec_stat(url)
 
     return with_retries(attempt, url, retry)
+
+
+def size_of(url: str, retry: Retry = Retry()) -> int:
+    """Bytes of an object."""
+    return describe_object(url, retry).size
+
+
+def list_objects(url: str, retry: Retry = Retry()) -> list[str]:
+    """URLs of all objects that lie in a folder or below, sorted. Raises UserError for http(s), which cannot list."""
+    if _is_http(url):
+        raise UserError(f"{redacted(url)}: an http server does not list its files; name them")
+
+    def attempt() -> list[str]:
+        filesystem, path = open_filesystem(url)
+        filesystem.invalidate_cache()
+        return sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.find(path))
+
+    return with_retries(attempt, url, retry)
+
+
+def _http_stat(url: str, retry: Retry) -> ObjectInfo:
+    """By HEAD; by a read of one byte where the URL is signed for reading alone."""
+    try:
+        response = _request(urllib.request.Request(url, method="HEAD"), retry)
+    except MissingError as error:
+        if not any(f"HTTP {code}" in str(error) for code in (401, 403, 405, 501)):
+            raise
+        response = _request(urllib.request.Request(url, headers={"Range": "bytes=0-0"}), retry)
+    with response:
+        said = response.headers
+        whole = said.get("Content-Range", "").rpartition("/")[2] or said["Content-Length"]
+        return ObjectInfo(int(whole), said.get("ETag") or said.get("Last-Modified") or "")
+
+
+def _fsspec_stat(url: str) -> ObjectInfo:
+    filesystem, path = open_filesystem(url)
+    said = filesystem.info(path)
+    named = (said[name] for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if said.get(name))
+    return ObjectInfo(int(said["size"]), str(next(named, None) or filesystem.ukey(path)))
 
 
 def _is_http(url: str) -> bool:

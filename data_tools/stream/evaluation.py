@@ -18,9 +18,10 @@ def evaluation_batches(
 ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:  # fmt: skip
     """Every sample exactly once over all ranks, in manifest order: rank r takes indices ≡ r (mod world size).
 
-    Ranks may have unequal numbers of batches, and the last may be smaller. Raises DamagedSampleError: a metric over
-    other samples than the named ones is worth nothing.
+    Samples that `verify` marked are left out. Ranks may have unequal numbers of batches, and the last may be smaller.
+    Raises DamagedSampleError: a metric over other samples than the named ones is worth nothing.
     """
+    dataset = dataset.unmarked()
     mine = np.arange(rank, len(dataset), world_size)
     for start in range(0, len(mine), batch_size):
         shards, numbers = dataset.locate(mine[start : start + batch_size])

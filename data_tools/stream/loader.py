@@ -42,6 +42,7 @@ class SampleStream(Protocol):
     def read_ahead(self) -> ReadAhead | None: ...
     def shards(self, positions: Int64Array) -> list[list[str]]: ...
     def state(self) -> dict[str, Any]: ...
+    def adopt(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,7 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
-        if isinstance(self.stream, Mixture):
-            self.stream.adopt(state)
+        self.stream.adopt(state)
         here = self.stream.state()
         differing = [
             f"{name} was {state.get(name)!r}, is {value!r}"

@@ -116,8 +116,10 @@ class Mixture:
             "sources": {name: stream.state() for name, stream in self.streams.items()},
         }
 
-    def adopt(self, state: dict[str, Any]) -> None:
-        """Take over the history of weights of a saved state, if it is one of these sources."""
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Take over the history of weights of a saved state, if it is one of these sources, and their names there."""
+        for name, stream in self.streams.items():
+            stream.adopt(state.get("sources", {}).get(name, {}))
         history = state.get("mixing", {}).get("history", [])
         if history and all(set(weights) == set(self.streams) for _, weights in history):
             self._use_history(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
 from data_tools.order.shuffle import Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead
-from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream
+from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
@@ -38,6 +38,7 @@ class PackedStream:
         if length < 1:
             raise UserError(f"length={length}: rows must have at least one token")
         self.dataset, self.seed, self.length = stream.dataset, stream.seed, length
+        self.fingerprint = stream.fingerprint
         known = self.dataset.lengths
         self.method = method or ("cut" if known is None else "best_fit")
         lengths = measure_lengths(self.dataset) if known is None else known
@@ -56,10 +57,6 @@ class PackedStream:
             length,
             100 * self.efficiency,
         )
-
-    @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
 
     @property
     def efficiency(self) -> float:
@@ -126,7 +123,7 @@ class PackedStream:
             try:
                 key, document = self._document(shard, number, start + size)
             except DamagedSampleError as error:
-                damages.append(Damage(position, error.shard, error.name, error.reason))
+                damages.append(Damage.at(position, error))
             else:
                 documents.append((key, start, size))
                 tokens[at : at + size] = document[start : start + size]
@@ -156,6 +153,14 @@ class PackedStream:
     def state(self) -> dict[str, Any]:
         packing = {"length": self.length, "method": self.method, "window": self._window}
         return {"fingerprint": self.fingerprint, "packing": packing, **self.order.state()}
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Go by the name that a saved state has for these very data."""
+        self.fingerprint = recognise(self.dataset, state)
+
+    def readable(self, positions: Int64Array) -> Int64Array:
+        """All ``positions`` (n,): of a document that `verify` marked, a row has padding."""
+        return positions
 
 
 def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:

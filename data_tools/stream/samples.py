@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,8 @@ class Stream:
         chosen = layout or choose_layout(len(dataset), dataset.sample_bytes, memory)
         self.order = Order(dataset.counts, chosen, seed)
         self.samples_per_epoch = len(dataset)
+        self.fingerprint = dataset.fingerprint
         dataset.use_segments(chosen.chunk)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
 
     def sample(self, position: int) -> Sample:
         """The sample at a position ≥ 0, with ``__epoch__``; a damaged one is replaced and listed in ``__damage__``."""
@@ -89,12 +86,17 @@ class Stream:
         shards, _ = self.dataset.locate(indices)
         return [[self.dataset.manifest.urls[shard]] for shard in shards.tolist()]
 
+    def readable(self, positions: Int64Array) -> Int64Array:
+        """Those of ``positions`` (n,) whose sample is not marked by `verify`."""
+        _, indices = self.order.indices(positions)
+        return positions[~np.isin(indices, self.dataset.marked)]
+
     def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
         """Other samples for the place of a damaged or incomplete one, in a fixed order; the others keep theirs.
 
         Each lists in ``__damage__`` what it stands in for. They end after ``ATTEMPTS`` at most.
         """
-        damages = [Damage(position, error.shard, error.name, error.reason)]
+        damages = [Damage.at(position, error)]
         for attempt in range(ATTEMPTS):
             index = derive_key(self.seed, position, attempt, _STAND_IN) % len(self.dataset)
             try:
@@ -108,3 +110,19 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """What the order depends on, except the position: small, JSON-able, equal on all ranks."""
         return {"fingerprint": self.fingerprint, **self.order.state()}
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Go by the name that a saved state has for these very data."""
+        self.fingerprint = recognise(self.dataset, state)
+
+
+def recognise(dataset: Dataset, state: Mapping[str, Any]) -> str:
+    """The fingerprint that a saved state has for a data set, if it is one of these data from when less was known.
+
+    Data that were indexed without CRC go on as the same ones when their CRC is taken; the reverse does not hold.
+    """
+    saved = str(state.get("fingerprint", ""))
+    if saved in ("", dataset.fingerprint) or not dataset.was_called(saved):
+        return dataset.fingerprint
+    log.info("%s: the saved state knows these data by their layout, as %s", dataset.fingerprint, saved)
+    return saved

@@ -29,8 +29,8 @@ class OnlineProbe:
     def __init__(self, config: ProbeConfig) -> None:
         self.config = config
         assert config.train and config.test, "asked for where probes run"
-        self.train = first(open_dataset(config.train), config.train_samples)
-        self.test = first(open_dataset(config.test), config.test_samples)
+        self.train = first(open_dataset(config.train).unmarked(), config.train_samples)
+        self.test = first(open_dataset(config.test).unmarked(), config.test_samples)
 
     def measure(self, objective: Objective, engine: Engine) -> dict[str, float]:
         """Accuracies {"knn", "linear"} in [0, 1], the same on every rank. Called on all ranks together.

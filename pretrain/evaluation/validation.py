@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_tools.dataset.damage import Damage
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
 from data_tools.stream.loader import make_micro_batch
+from data_tools.stream.mixed import Mixture
 from pretrain.config.sections import Config
 from pretrain.data import Sources, build_stream, open_validation
 from pretrain.engine.base import Engine
@@ -28,7 +30,8 @@ class Validation:
     """Asks an objective the same questions every time.
 
     The samples are the first `validation.samples` positions of the data set's own stream (packed into rows as training
-    packs them), and what is hidden in each depends on (seed, sample key) alone.
+    packs them), without those that `python -m data_tools verify` marked; what is hidden in each depends on (seed,
+    sample key) alone.
     """
 
     def __init__(self, config: Config, objective: Objective, sources: Sources) -> None:
@@ -41,7 +44,9 @@ class Validation:
         held_out = replace(config, data=replace(config.data, path=path))
         self.path = path
         self.seed = config.seed
-        self.stream = build_stream(held_out, {path: open_validation(config.data, sources)})
+        stream = build_stream(held_out, {path: open_validation(config.data, sources)})
+        assert not isinstance(stream, Mixture), "one path is named"
+        self.stream = stream
         self.samples = min(config.validation.samples, self.stream.samples_per_epoch)
         self.train = config.train
         self.trained, self.mask_ratio = objective, config.validation.mask_ratio
@@ -69,14 +74,16 @@ class Validation:
         torch.manual_seed(self.seed)
         world = engine.world
         batch_size = self.train.micro_batch_size or self.train.global_batch_size // world.size
-        for positions, is_counted in share_batches(self.samples, batch_size, world.rank, world.size):
+        chosen = self.stream.readable(np.arange(self.samples, dtype=np.int64))
+        for which, is_counted in share_batches(len(chosen), batch_size, world.rank, world.size):
+            positions = chosen[which]
             try:
                 batch, _, damaged = make_micro_batch(
                     self.stream, self.objective.example, self.seed, positions, self.objective.collate
                 )
             except UserError as error:
                 raise OneRankError(f"data.validation: {error}") from None
-            damages += damaged if is_counted else []
+            damages += [damage for damage in damaged if is_counted and not damage.known]
             for phase in self.phases:
                 with mistakes_of_one_rank():
                     found = self.sum_phase(phase, batch, engine.device)

@@ -112,7 +112,7 @@ def find_answers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str,
 def learn_numbers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str, Answers]:
     """Means and spreads, from samples spread over the data set."""
     values: dict[str, list[Any]] = {name: [] for name in specs}
-    for i in np.unique(np.linspace(0, len(dataset) - 1, SCANNED).astype(np.int64)):
+    for i in np.setdiff1d(np.linspace(0, len(dataset) - 1, SCANNED).astype(np.int64), dataset.marked):
         sample = dataset[int(i)]
         for name, spec in specs.items():
             values[name].append(answer(sample, spec))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.encoders.text.tokenizer import tokens_by_id
+
 Unit = Literal["token", "word", "span"]
 SPAN_P, SPAN_MAX = 0.2, 10
 """SpanBERT (Joshi et al. 2019, arXiv:1907.10529): lengths in words are geometric with p = .2, at most 10."""
@@ -32,10 +34,10 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
-    """Of a `transformers` tokenizer; ids from its length up to `size` (padding of the vocabulary) count as special."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    """Of a `transformers` tokenizer; ids up to `size` that no token has (gaps, padding) count as special."""
+    pieces = tokens_by_id(tokenizer)
     special = np.ones(size, dtype=bool)
-    special[: len(pieces)] = False
+    special[: len(pieces)] = [not piece for piece in pieces]
     special[tokenizer.all_special_ids] = True
     continues = np.zeros(size, dtype=bool)
     continues[: len(pieces)] = continues_word(pieces)

@@ -154,7 +154,7 @@ def test_text_that_is_not_utf8_says_what_to_do_and_leaves_nothing(tmp_path, fail
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_bytes("café".encode("latin-1"))
     error = fails("pack", "text", tmp_path / "in", tmp_path / "out")
-    assert "a.txt: not UTF-8" in error and "iconv" in error
+    assert "a.txt: not UTF-8" in error and "--encoding auto" in error
     assert not list((tmp_path / "out").glob("*"))
     assert command("pack", "text", tmp_path / "in", tmp_path / "out", "--encoding", "latin-1") == 0
     assert open_dataset(tmp_path / "out")[0]["text"] == "café"
@@ -175,7 +175,6 @@ def test_text_that_is_not_utf8_says_what_to_do_and_leaves_nothing(tmp_path, fail
         (["pack", "text", "nowhere", "out"], "no such file or folder"),
         (["pack", "text", "file", "out", "--encoding", "utf-9"], "no such encoding"),
         (["pack", "jsonl", "latin.jsonl", "out"], "not UTF-8"),
-        (["pack", "jsonl", "torn.jsonl.gz", "out"], "damaged gzip"),
         (["pack", "jsonl", "empty.jsonl", "out"], "empty"),
         (["pack", "idx", "file", "out"], "not a readable IDX file"),
         (["pack", "idx", "short.sidecar", "out"], "do not fit the shape"),
@@ -359,6 +358,7 @@ def test_every_command_has_help_with_an_example(capsys):
         "pack idx",
         "pack jsonl",
         "pack text",
+        "pack csv",
         "tokenizer",
         "tokenize",
         "index",

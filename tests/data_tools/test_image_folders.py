@@ -98,7 +98,7 @@ def test_a_question_is_asked_where_the_layout_does_not_say_what_is_a_class(tmp_p
     photos = fill(tmp_path / "photos" / "2019", 3).parent
     fill(photos, 5, first=10)
     assert pack(photos, tmp_path / "out") == 2
-    assert "3 images lie in 1 folders, 5 beside them; say --labels folder" in capsys.readouterr().err
+    assert "3 files lie in 1 folders, 5 beside them; say --labels folder" in capsys.readouterr().err
     assert pack(photos, tmp_path / "all", "--labels", "none") == 0
     assert len(open_dataset(tmp_path / "all")) == 8
     assert pack(photos, tmp_path / "some", "--labels", "folder") == 0

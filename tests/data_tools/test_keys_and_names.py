@@ -75,16 +75,24 @@ def test_names_that_are_no_utf8_are_printed_whatever_the_terminal(monkeypatch):
     assert out.buffer.getvalue() == b"caf\\udce9.png\n"
 
 
-def test_index_says_what_it_leaves_out(tmp_path, capsys):
+def test_what_only_looks_like_a_shard_is_said(tmp_path, caplog):
     (tmp_path / "a.tar").write_bytes(archive("a.txt"))
     for name in ("a.tar.gz", "b.tgz"):
         (tmp_path / name).write_bytes(gzip.compress(archive("b.txt")))
     (tmp_path / "c.tar.zst").write_bytes(b"x")
     (tmp_path / "._a.tar").write_bytes(b"of macOS")
     assert [s["__key__"] for s in open_dataset(tmp_path)] == ["a", "b"]
+    caplog.clear()
     assert main(["index", str(tmp_path)]) == 0
-    told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert [line.split(": ")[1].split(" ")[0] for line in told] == ["a.tar", "gzipped,", "compressed,"]
-    assert [entry["url"] for entry in json.loads((tmp_path / "manifest.json").read_text())["shardlist"]] == [
-        "a.tar"
+    told = [
+        r.getMessage().removeprefix(f"{tmp_path}/") for r in caplog.records if "left out" in r.getMessage()
     ]
+    assert [line.split(" ")[0] for line in told] == ["a.tar.gz:", "b.tgz:", "c.tar.zst:"]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [entry["url"] for entry in manifest["shardlist"]] == ["a.tar"]
+
+
+def test_an_empty_tar_of_a_folder_is_passed_over(tmp_path):
+    for name, data in {"a": archive("a.txt"), "b": b"", "c": archive("c.txt")}.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+    assert [s["text"] for s in open_dataset(tmp_path)] == ["x", "x"]

@@ -10,7 +10,7 @@ import pytest
 
 from data_tools.dataset.index import index_shards
 from data_tools.formats import tar
-from data_tools.formats.scan import buffered, scan_shard
+from data_tools.formats.scan import scan_shard
 
 BLOCK = 512
 FORMS = [
@@ -223,17 +223,3 @@ def test_samples_that_lack_what_all_others_have_are_listed(tmp_path):
     assert found == [
         ("a.tar", "07", "incomplete: has no image, as other samples have; nor have 1 others of this shard")
     ]
-
-
-def test_a_scan_with_checksums_fetches_every_byte_of_a_remote_shard_once():
-    data, fetched = archive(*((f"{n}.bin", bytes(700 * n)) for n in range(30))), []
-
-    def fetch(offset, size):
-        fetched.append((offset, size))
-        return data[offset : offset + size]
-
-    found = scan_shard(buffered(fetch, len(data), window=65536), len(data), with_crc=True)
-    assert found.sidecar.crc.tolist() == scan(data).sidecar.crc.tolist()
-    assert [offset for offset, _ in fetched] == [0, *(offset + size for offset, size in fetched)][:-1]
-    assert len(fetched) <= len(data) / 65536 + 1
-    assert sum(size for _, size in fetched) == len(data)

@@ -15,6 +15,7 @@ MISTAKES = [
     ("data", "pack idx /no/such/place out", NOWHERE),
     ("data", "pack jsonl /no/such/place out", NOWHERE),
     ("data", "pack text /no/such/place out", NOWHERE),
+    ("data", "pack csv /no/such/place out", NOWHERE),
     ("data", "pack text text.txt /dev/null/x/out --processes 1", UNWRITABLE),
     ("data", "tokenizer /no/such/place out", NOWHERE),
     ("data", "tokenizer text/ /dev/null/x/tokenizer --vocabulary 300", UNWRITABLE),

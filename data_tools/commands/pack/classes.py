@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
+from data_tools.commands.pack.engine import Skipped
 from data_tools.errors import UserError, nearest
 from data_tools.formats.manifest import MANIFEST_NAME, read_manifest
 from data_tools.storage.folders import SYSTEM
@@ -14,6 +16,75 @@ SPLITS = frozenset(
     {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing", "holdout"}
 )
 """Names of folders that say what samples are for, not what they show."""
+
+
+STRAYS = 0.05
+"""Share of the files that may lie beside the class folders without a question being asked."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Which of the files go into the pack: with a class each, or all without one."""
+
+    files: list[Path]
+    labels: list[int | None]
+    """The class number of each file."""
+    classes: list[str]
+    """By number; empty where there are no labels."""
+    strays: list[Path]
+    """Files that have no class where the others have one."""
+
+
+def label_files(
+    names: Mapping[Path, PurePath], asked: Path, labels: str, source: Path | None, kind: str, least: int = 1
+) -> Labelled:
+    """The first folder of each file as its class.
+
+    Args:
+        names: the files, and what each is called within what was ``asked`` for.
+        labels: "folder" makes classes, "none" makes none; "auto" makes them where there are ``least`` folders.
+        source: what numbers the classes, see `read_class_names`.
+        kind: the word after `pack`, for messages.
+
+    Raises:
+        UserError: it cannot be said which of the folders are classes, or there are none.
+    """
+    folders = {path: name.parts[0] for path, name in names.items() if len(name.parts) > 1}
+    if labels == "auto":
+        found = set(folders.values())
+        labels = "folder" if _are_classes(asked, found, len(folders), len(names), kind, least) else "none"
+    if labels == "none":
+        if source is not None:
+            raise UserError(
+                f"--classes {source}: {asked} is packed without labels; sort the files into class folders"
+            )
+        return Labelled(list(names), [None] * len(names), [], [])
+    if not folders:
+        raise UserError(
+            f"{asked}: its files lie outside of class folders; use --labels none, or sort them into folders"
+        )
+    numbers = number_classes(folders.values(), source, asked)
+    strays = [path for path in names if path not in folders]
+    return Labelled(list(folders), [numbers[name] for name in folders.values()], list(numbers), strays)
+
+
+def _are_classes(asked: Path, folders: set[str], inside: int, total: int, kind: str, least: int) -> bool:
+    """Whether folders are classes; raises UserError where that is a question."""
+    if len(folders) < least:
+        return False
+    refuse_splits(asked, folders, kind)
+    strays = total - inside
+    if strays > STRAYS * total or (strays and len(folders) < 2):
+        raise UserError(
+            f"{asked}: {inside:,} files lie in {len(folders):,} folders, {strays:,} beside them; say --labels "
+            "folder (folders are classes, and those beside are left out) or --labels none (all, without labels)"
+        )
+    return True
+
+
+def skip_strays(strays: Iterable[Path]) -> list[Skipped]:
+    """What is listed of files that have no class."""
+    return [Skipped(str(path), "beside the class folders: has no class") for path in strays]
 
 
 def number_classes(found: Iterable[str], source: Path | None, place: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""python -m data_tools pack images|idx|jsonl|text"""
+"""python -m data_tools pack images|idx|jsonl|csv|text"""
 
 from __future__ import annotations
 
@@ -55,13 +55,20 @@ def add_pack(commands: Any) -> None:
     idx.add_argument("input", type=Path, help="IDX file of images, .gz or not")
     idx.add_argument("--labels", type=Path, help="IDX file of labels")
     jsonl = _pack_command(
-        sources, "jsonl", _plan_jsonl, "JSON lines with a text field", "jsonl corpus.jsonl.gz shards/"
+        sources, "jsonl", _plan_jsonl, "JSON with a text field: lines, files of one object, arrays",
+        "jsonl corpus.jsonl.gz shards/",
+    )  # fmt: skip
+    table = _pack_command(
+        sources, "csv", _plan_csv, "tables with a text column", "csv reviews.csv shards/ --text-field review"
     )
-    jsonl.add_argument("input", type=Path, nargs="+", help="files, .gz or not, or folders of them")
-    jsonl.add_argument("--text-field", default="text", help="which field is the text (default: text)")
+    for parser in (jsonl, table):
+        parser.add_argument("input", type=Path, nargs="+", help="files, .gz or not, or folders of them")
+        parser.add_argument("--text-field", default="text", help="which field is the text (default: text)")
+        _add_text_options(parser, labels="none")
     text = _pack_command(
-        sources, "text", _plan_text, "plain text files", "text books/ shards/ --document paragraph"
-    )
+        sources, "text", _plan_text, "text files, mails and web pages",
+        "text books/ shards/ --document paragraph",
+    )  # fmt: skip
     text.add_argument("input", type=Path, nargs="+", help="files, .gz or not, or folders of them")
     text.add_argument(
         "--document",
@@ -69,8 +76,8 @@ def add_pack(commands: Any) -> None:
         default="file",
         help="what one sample is (default: file)",
     )
-    text.add_argument("--encoding", default="utf-8", help="of the files (default: utf-8)")
-    for parser in (images, idx, jsonl, text):
+    _add_text_options(text, labels="auto")
+    for parser in (images, idx, jsonl, table, text):
         add_output(parser)
 
 
@@ -79,6 +86,21 @@ def _pack_command(sources: Any, name: str, plan: Callable[..., Any], help_: str,
     parser.epilog = f"example: python -m data_tools pack {example}"
     parser.set_defaults(plan=plan)
     return parser
+
+
+def _add_text_options(parser: Parser, labels: str) -> None:
+    parser.add_argument(
+        "--encoding", default="utf-8",
+        help="of files that do not say it; auto finds it for each that is not UTF-8 (default: utf-8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", choices=["auto", "folder", "none"], default=labels,
+        help=f"labels from folder names (default: {labels})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE|FOLDER",
+        help="number the classes as there: a labelled pack, a folder of class folders, or a file with one name a line",
+    )  # fmt: skip
 
 
 def add_output(parser: Parser) -> None:
@@ -108,13 +130,19 @@ def _plan_idx(a: argparse.Namespace) -> Any:
 def _plan_jsonl(a: argparse.Namespace) -> Any:
     from data_tools.commands.pack import text
 
-    return text.plan_jsonl(a.input, a.shard_mb << 20, a.text_field)
+    return text.plan_jsonl(a.input, a.shard_mb << 20, a.text_field, a.encoding, a.labels, a.classes)
+
+
+def _plan_csv(a: argparse.Namespace) -> Any:
+    from data_tools.commands.pack import text
+
+    return text.plan_csv(a.input, a.shard_mb << 20, a.text_field, a.encoding, a.labels, a.classes)
 
 
 def _plan_text(a: argparse.Namespace) -> Any:
     from data_tools.commands.pack import text
 
-    return text.plan_text(a.input, a.shard_mb << 20, a.document, a.encoding)
+    return text.plan_text(a.input, a.shard_mb << 20, a.document, a.encoding, a.labels, a.classes)
 
 
 def run_pack(a: argparse.Namespace) -> int:

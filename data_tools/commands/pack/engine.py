@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.errors import UserError
-from data_tools.formats.manifest import MANIFEST_NAME, Manifest, Shard, make_manifest, write_manifest
+from data_tools.formats.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    make_manifest,
+    read_manifest,
+    write_manifest,
+)
 from data_tools.formats.shard_writer import ShardWriter
 from data_tools.formats.tar import escape_key
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
+from data_tools.storage.staging import PACKING, Staging
 
 SKIPPED_NAME = "skipped.jsonl"
-_WORK_NAME = ".pack"
 
 
 class Packed(NamedTuple):
@@ -92,22 +99,31 @@ def pack(
 ) -> Result:  # fmt: skip
     """Pack a source into ``out``; goes on where an earlier run of the same work was stopped.
 
-    Shards are written into ``out/.pack`` and get their final names, and the manifest, only when all are there.
+    Shards are written into ``out/.pack`` and get their final names, and the manifest, only when all are there. Tasks
+    that end at once all finish the work; each writes the same.
     """
-    work = out / _WORK_NAME / source.digest(shard_bytes)
-    _check_target(out, work)
-    work.mkdir(parents=True, exist_ok=True)
+    work = Staging(out, PACKING, source.digest(shard_bytes))
+    _check_target(out, work.folder)
+    is_new = not out.exists()
+    work.folder.mkdir(parents=True, exist_ok=True)
     jobs = list(enumerate(source.jobs))
-    do = partial(_pack_job, source.read, source.with_length, work, shard_bytes)
+    do = partial(_pack_job, source.read, source.with_length, work.folder, shard_bytes)
     try:
-        receipts = run_jobs(do, jobs, f"pack {out.name}", work / "receipts", processes, part, executor)
+        work.describe_parts(len(jobs), part[1])
+        receipts = run_jobs(do, jobs, f"pack {out.name}", work.receipts, processes, part, executor)
     except BaseException:
-        if part == (0, 1) and not any((work / "receipts").glob("*")):  # nothing to resume from
-            shutil.rmtree(work.parent)
+        if part == (0, 1) and not any(work.receipts.glob("*")):  # nothing to resume from
+            work.remove()
+            if is_new:
+                with suppress(OSError):  # another command has written there meanwhile
+                    out.rmdir()
         raise
-    if receipts is None:
-        return Result(None, [])
-    return _finish(source, receipts, out, work)
+    if receipts is not None:
+        return _finish(source, receipts, work)
+    if (out / MANIFEST_NAME).exists():  # another task has finished meanwhile, and removed the receipts
+        work.remove()
+        return Result(read_manifest(out / MANIFEST_NAME), [])
+    return Result(None, [])
 
 
 def _check_target(out: Path, work: Path) -> None:
@@ -115,7 +131,7 @@ def _check_target(out: Path, work: Path) -> None:
         raise UserError(f"{out}: is a file; give a folder to pack into")
     if (out / MANIFEST_NAME).exists():
         raise UserError(f"{out}: already holds a packed data set; choose another folder or remove it")
-    others = [p.name for p in out.iterdir() if p.name != _WORK_NAME] if out.is_dir() else []
+    others = [p.name for p in out.iterdir() if p.name != PACKING] if out.is_dir() else []
     if others and not work.is_dir():
         raise UserError(f"{out}: is not empty (it has {others[0]}); choose another folder")
 
@@ -147,8 +163,9 @@ def _pack_job(
     }
 
 
-def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> Result:
+def _finish(source: Source, receipts: list[Receipt], work: Staging) -> Result:
     """Give the shards their final names, then write the list of skipped inputs, then the manifest."""
+    out = work.out
     skipped = [*source.skipped, *(Skipped(*entry) for receipt in receipts for entry in receipt["skipped"])]
     shards: list[Shard] = []
     extensions = Counter[str]()
@@ -157,13 +174,10 @@ def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> R
         for temporary, samples, size, checksum in receipt["shards"]:
             name = f"{len(shards):06d}.tar"
             for suffix in ("", ".sidecar"):
-                if (
-                    work / (temporary + suffix)
-                ).exists():  # else a run that was stopped here moved it already
-                    (work / (temporary + suffix)).replace(out / (name + suffix))
+                work.publish(temporary + suffix, out / (name + suffix))
             shards.append(Shard(name, samples, 0, size, checksum))
     if not shards:
-        shutil.rmtree(out / _WORK_NAME)
+        work.remove()
         example = f", first {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{out}: nothing could be packed; {len(skipped)} inputs were unusable{example}")
     for name, path in source.files.items():
@@ -171,9 +185,11 @@ def _finish(source: Source, receipts: list[Receipt], out: Path, work: Path) -> R
     if skipped:
         lines = "".join(json.dumps({"name": s.name, "reason": s.reason}) + "\n" for s in skipped)
         write_atomically(out / SKIPPED_NAME, lines.encode())
-    manifest = make_manifest(shards, tuple(sorted(extensions)), source.with_length, source.about)
+    manifest = make_manifest(
+        shards, tuple(sorted(extensions)), source.with_length, source.about, has_crc=True
+    )
     write_manifest(manifest, out)
-    shutil.rmtree(out / _WORK_NAME)
+    work.remove()
     notes, labels = Counter[str](), Counter[str]()
     for receipt in receipts:
         notes.update(receipt.get("notes", {}))  # a receipt of an earlier version has neither

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.commands.pack.classes import number_classes, refuse_splits
+from data_tools.commands.pack.classes import label_files, skip_strays
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
 from data_tools.commands.pack.pages import split_pages
 from data_tools.decode.image import count_pages, is_cut_to_bytes
@@ -19,8 +19,6 @@ from data_tools.errors import UserError
 from data_tools.order.permutation import derive_key, permute
 from data_tools.storage.folders import walk_folder
 
-STRAYS = 0.05
-"""Share of the images that may lie beside the class folders without a question being asked."""
 FIRST_PAGE = "of several pages or frames, of which the first is read (--pages all makes a sample of each)"
 NO_WHITE = "of 32 bits or floats, which do not say what is white (a run needs encoder.value_range)"
 EIGHT_BITS = "HEIC or AVIF of more than 8 bits a channel, of which 8 are read"
@@ -46,22 +44,11 @@ def plan(
     skipped += [Skipped(str(path), _no_image(path)) for path in others]
     if not files:
         raise UserError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    if labels == "auto":
-        labels = _find_labels(folder, files)
-    numbers: dict[str, int] = {}
-    if labels == "folder":
-        strays = [path for path in files if path.parent == folder]
-        skipped += [Skipped(str(path), "beside the class folders: has no class") for path in strays]
-        files = [path for path in files if path.parent != folder]
-        if not files:
-            raise UserError(
-                f"{folder}: images lie outside of class folders; use --labels none, or sort them into folders"
-            )
-        numbers = number_classes((_class_of(path, folder) for path in files), classes, folder)
-    elif classes is not None:
-        raise UserError(
-            f"--classes {classes}: {folder} is packed without labels; sort the images into class folders"
-        )
+    labelled = label_files(
+        {path: path.relative_to(folder) for path in files}, folder, labels, classes, "images"
+    )
+    files = labelled.files
+    skipped += skip_strays(labelled.strays)
     keys = _unique_keys([path.relative_to(folder) for path in files])
     jobs: list[list[Any]] = [[]]
     room = shard_bytes
@@ -71,30 +58,9 @@ def plan(
             jobs.append([])
             room = shard_bytes
         room -= size
-        label = numbers[_class_of(files[i], folder)] if numbers else None
-        jobs[-1].append([str(files[i]), keys[i], label, pages])
-    about = {"source": folder.name, **({"classes": list(numbers)} if numbers else {})}
+        jobs[-1].append([str(files[i]), keys[i], labelled.labels[i], pages])
+    about = {"source": folder.name, **({"classes": labelled.classes} if labelled.classes else {})}
     return Source(read, jobs, about, stamp=stamp(files), skipped=skipped)
-
-
-def _find_labels(folder: Path, files: list[Path]) -> str:
-    """ "folder" or "none": whether the images lie in class folders. Raises UserError where that is a question."""
-    inside = [path for path in files if path.parent != folder]
-    if not inside:
-        return "none"
-    classes = {_class_of(path, folder) for path in inside}
-    refuse_splits(folder, classes, "images")
-    strays = len(files) - len(inside)
-    if strays > STRAYS * len(files) or (strays and len(classes) < 2):
-        raise UserError(
-            f"{folder}: {len(inside):,} images lie in {len(classes):,} folders, {strays:,} beside them; say --labels "
-            "folder (folders are classes, and those beside are left out) or --labels none (all, without labels)"
-        )
-    return "folder"
-
-
-def _class_of(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).parts[0]
 
 
 def _extension(path: Path) -> str:

@@ -1,173 +1,188 @@
-"""Text: JSONL (one document a line) and plain-text corpora (one document a file, paragraph or line)."""
+"""Text: files of it, JSON objects with a field of it, tables with a column of it; see `encodings` for what is read."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from data_tools.commands.pack.documents import TEXT_SUFFIXES, read_documents
+from data_tools.commands.pack.encodings import check_encoding, replace_surrogates
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
+from data_tools.commands.pack.json_values import (
+    LINE_SUFFIXES,
+    Found,
+    has_lines,
+    read_json_lines,
+    read_json_values,
+)
+from data_tools.commands.pack.table import read_rows
+from data_tools.commands.pack.text_files import (
+    TextFile,
+    TextFiles,
+    find_text_files,
+    group_by_bytes,
+    open_file,
+)
+from data_tools.decode.options import DecodeError
 from data_tools.errors import UserError
-from data_tools.storage.folders import find_files as files_below
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".txt.gz", ".text.gz", ".md.gz")
-JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-
-
-def find_files(inputs: list[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """Files named, and those with the suffixes in folders named; raises UserError when one is missing or empty."""
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found = [file for file in files_below(path, suffixes) if file.is_file()]
-            if not found:
-                raise UserError(f"{path}: holds no {', '.join(suffixes)} files")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: there is no such file or folder")
-    return files
-
-
-def plan_jsonl(inputs: list[Path], shard_bytes: int, text_field: str = "text") -> Source:
-    """Each line an object: its ``text_field`` becomes the txt member, the rest the json member."""
-    jobs = []
-    files = find_files(inputs, JSONL_SUFFIXES)
-    for number, path in enumerate(files):
-        size = path.stat().st_size
-        step = max(1, size) if path.suffix == ".gz" else shard_bytes
-        jobs += [
-            [str(path), number, start, min(start + step, size), text_field] for start in range(0, size, step)
-        ]
-    if not jobs:
-        raise UserError(f"{inputs[0]}: the files are empty")
-    return Source(read_jsonl, jobs, {"source": inputs[0].name}, stamp=stamp(files))
-
-
-def read_jsonl(job: list[Any]) -> Iterator[Packed | Skipped]:
-    path, number, start, stop, text_field = job
-    for offset, line in _lines(Path(path), start, stop):
-        place = f"{path} (byte {offset})"
-        try:
-            document = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, offset + error.start, line[error.start]) from None
-        except ValueError as error:
-            yield Skipped(place, f"not JSON: {error}")
-            continue
-        if not isinstance(document, dict) or not isinstance(document.get(text_field), str):
-            found = ", ".join(document) if isinstance(document, dict) else type(document).__name__
-            yield Skipped(
-                place, f"no text in field {text_field!r} (it has {found}); choose with --text-field"
-            )
-            continue
-        members = {"txt": document.pop(text_field).encode("utf-8", "replace")}
-        if document:
-            members["json"] = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-        yield Packed(f"{number:05d}_{offset:012d}", members)
-
-
-def _lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of the non-empty lines that begin in [start, stop); a gzip file is read as a whole."""
-    if path.suffix == ".gz":
-        offset = 0
-        with gzip.open(path) as packed:
-            for line in _unpacked(packed, path):
-                if line.strip():
-                    yield offset, line
-                offset += len(line)
-        return
-    with path.open("rb") as file:
-        offset = max(0, start - 1)
-        file.seek(offset)
-        if start:
-            offset += len(file.readline())  # the line that began before this job's part
-        while offset < stop and (line := file.readline()):
-            if line.strip():
-                yield offset, line
-            offset += len(line)
-
-
-def _unpacked(packed: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    try:
-        yield from packed
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: damaged gzip file ({error}); fetch it again") from None
+JSON_SUFFIXES = (*LINE_SUFFIXES, ".json", ".json.gz")
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
 def plan_text(
-    inputs: list[Path], shard_bytes: int, document: str = "file", encoding: str = "utf-8"
-) -> Source:
-    """``document``: what one sample is: a "file", a "paragraph" (ended by an empty line) or a "line"."""
-    try:
-        "".encode(encoding)
-    except LookupError:
-        raise UserError(
-            f"--encoding {encoding}: there is no such encoding; utf-8 and latin-1 are usual"
-        ) from None
-    jobs: list[list[Any]] = []
-    room = 0
-    files = find_files(inputs, TEXT_SUFFIXES)
-    for number, path in enumerate(files):
-        size = path.stat().st_size
-        if size > room or not jobs:
-            jobs.append([])
-            room = shard_bytes
-        room -= size
-        jobs[-1].append([str(path), number, document, encoding])
-    return Source(read_text, jobs, {"source": inputs[0].name}, stamp=stamp(files))
+    inputs: Sequence[Path], shard_bytes: int, document: str = "file", encoding: str = "utf-8",
+    labels: str = "auto", classes: Path | None = None,
+) -> Source:  # fmt: skip
+    """Plain text, mails and pages, as they lie in files.
+
+    Args:
+        document: what one sample is, see `read_documents`.
+        encoding: of the files that do not say it themselves.
+        labels: from folders, and their numbers in `classes`; see `label_files`.
+    """
+    check_encoding(encoding)
+    found = find_text_files(inputs, TEXT_SUFFIXES, labels, classes)
+    pieces = [(file.size, [*_describe(file), document, encoding]) for file in found.files]
+    return _source(read_text, pieces, inputs, found, shard_bytes)
+
+
+def plan_jsonl(
+    inputs: Sequence[Path], shard_bytes: int, text_field: str = "text", encoding: str = "utf-8",
+    labels: str = "none", classes: Path | None = None,
+) -> Source:  # fmt: skip
+    """Objects in JSON files, one a line or otherwise: their ``text_field`` is the txt member, the rest the json member.
+
+    A file of lines that is larger than a shard is read in several jobs.
+    """
+    check_encoding(encoding)
+    found = find_text_files(inputs, JSON_SUFFIXES, labels, classes)
+    pieces: list[tuple[int, Any]] = []
+    for file in found.files:
+        step = shard_bytes if file.size > shard_bytes and _can_be_cut(file.path, encoding) else file.size
+        for start in range(0, file.size, max(1, step)):
+            stop = min(start + step, file.size)
+            pieces.append((stop - start, [*_describe(file), text_field, encoding, start, stop]))
+    if not pieces:
+        raise UserError(f"{inputs[0]}: the files are empty")
+    return _source(read_jsonl, pieces, inputs, found, shard_bytes)
+
+
+def plan_csv(
+    inputs: Sequence[Path], shard_bytes: int, text_field: str = "text", encoding: str = "utf-8",
+    labels: str = "none", classes: Path | None = None,
+) -> Source:  # fmt: skip
+    """Rows of tables: their column ``text_field`` is the txt member, the others are the json member."""
+    check_encoding(encoding)
+    found = find_text_files(inputs, TABLE_SUFFIXES, labels, classes)
+    pieces = [(file.size, [*_describe(file), text_field, encoding]) for file in found.files]
+    return _source(read_csv, pieces, inputs, found, shard_bytes)
+
+
+def _describe(file: TextFile) -> list[Any]:
+    return [str(file.path), file.number, file.name, file.label]
+
+
+def _can_be_cut(path: Path, encoding: str) -> bool:
+    """Whether a file's parts can be read by themselves."""
+    if path.suffix.lower() == ".gz":
+        return False
+    with open_file(path, encoding) as (file, _):
+        return file.seekable() and has_lines(file, path.name)
+
+
+def _source(
+    read: Callable[[Any], Iterator[Packed | Skipped]], pieces: list[tuple[int, Any]], inputs: Sequence[Path],
+    found: TextFiles, shard_bytes: int,
+) -> Source:  # fmt: skip
+    return Source(
+        read,
+        group_by_bytes(pieces, shard_bytes, shuffled=bool(found.classes)),
+        {"source": inputs[0].name, **({"classes": found.classes} if found.classes else {})},
+        stamp=stamp(file.path for file in found.files),
+        skipped=found.skipped,
+    )
 
 
 def read_text(job: list[Any]) -> Iterator[Packed | Skipped]:
-    for path, number, document, encoding in job:
-        count = 0
+    """Documents of a job's files: txt, json with the file's name and what else is known, cls where it has a class."""
+    for path, number, name, label, document, encoding in job:
+        count, empty = 0, True
         try:
-            for count, text in enumerate(_documents(Path(path), document, encoding), start=1):
-                about = json.dumps({"file": Path(path).name}, ensure_ascii=False)
-                key = f"{number:06d}_{count - 1:08d}"
-                yield Packed(
-                    key, {"txt": text.encode("utf-8", "replace"), "json": about.encode("utf-8", "replace")}
+            for text, known in read_documents(Path(path), document, encoding):
+                empty = False
+                if isinstance(text, DecodeError):
+                    yield Skipped(path, str(text))
+                    continue
+                note = f"documents in {known['encoding']}" if "encoding" in known else ""
+                key = f"{number:06d}_{count:08d}"
+                yield Packed(key, _members(text, {"file": name, **known}, label), note=note)
+                count += 1
+        except DecodeError as error:
+            yield Skipped(path, str(error))
+        else:
+            if empty:
+                yield Skipped(path, "empty")
+
+
+def read_jsonl(job: list[Any]) -> Iterator[Packed | Skipped]:
+    """Objects of a job's files or parts of files: txt and json, cls where the file has a class.
+
+    A file that holds no lines but one value or an array of them is told in the json member, for it is a sample's name.
+    """
+    for path, number, name, label, text_field, encoding, start, stop in job:
+        try:
+            with open_file(Path(path), encoding) as (file, found):
+                as_lines = start > 0 or has_lines(file, path)
+                whole = stop == Path(path).stat().st_size
+                values: Iterator[Found] = (
+                    read_json_lines(file, start, None if whole else stop, found)
+                    if as_lines
+                    else read_json_values(file, found)
                 )
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error.start, error.object[error.start], encoding) from None
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); check or remove it") from None
-        if not count:
-            yield Skipped(path, "empty")
+                for offset, value in values:
+                    sample = _take_text(value, text_field)
+                    if isinstance(sample, str):
+                        yield Skipped(f"{path} (byte {offset})", sample)
+                        continue
+                    text, rest = sample
+                    about = rest if as_lines else {"file": name, **rest}
+                    yield Packed(f"{number:05d}_{offset:012d}", _members(text, about, label))
+        except DecodeError as error:
+            yield Skipped(path, str(error))
 
 
-def _documents(path: Path, document: str, encoding: str) -> Iterator[str]:
-    with _open_text(path, encoding) as file:
-        if document == "file":
-            text = file.read().strip()
-            if text:
-                yield text
-            return
-        paragraph: list[str] = []
-        for line in file:
-            if document == "paragraph" and line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "".join(paragraph).strip()
-                paragraph = []
-            elif line.strip():
-                yield line.strip()
-        if paragraph:
-            yield "".join(paragraph).strip()
+def read_csv(job: list[Any]) -> Iterator[Packed | Skipped]:
+    """Rows of a job's files: txt and json, cls where the file has a class."""
+    for path, number, _, label, text_field, encoding in job:
+        try:
+            with open_file(Path(path), encoding) as (file, found):
+                for line, row in read_rows(file, found):
+                    sample = _take_text(row, text_field)
+                    if isinstance(sample, str):
+                        yield Skipped(f"{path} (line {line})", sample)
+                    else:
+                        yield Packed(f"{number:05d}_{line:012d}", _members(*sample, label))
+        except DecodeError as error:
+            yield Skipped(path, str(error))
 
 
-def _open_text(path: Path, encoding: str) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding=encoding)
-    return path.open(encoding=encoding)
+def _take_text(value: Any, text_field: str) -> tuple[str, dict[str, Any]] | str:
+    """(text, the other fields) of an object, or why it has none."""
+    if isinstance(value, DecodeError):
+        return str(value)
+    if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
+        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        return f"no such text: field {text_field!r}, where there is {found[:200]}; choose with --text-field"
+    return value[text_field], {name: other for name, other in value.items() if name != text_field}
 
 
-def _not_utf8(path: str, offset: int, byte: int, encoding: str = "utf-8") -> UserError:
-    return UserError(
-        f"{path}: not {encoding.upper()} (byte 0x{byte:02x} near offset {offset}); convert it with"
-        " `iconv -f latin1 -t utf-8`, or name its encoding with --encoding where the command has it"
-    )
+def _members(text: str, about: dict[str, Any], label: int | None) -> dict[str, bytes]:
+    members = {"txt": replace_surrogates(text).encode()}
+    if about:
+        members["json"] = replace_surrogates(json.dumps(about, ensure_ascii=False)).encode()
+    if label is not None:
+        members["cls"] = str(label).encode()
+    return members

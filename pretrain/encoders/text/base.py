@@ -26,6 +26,7 @@ from pretrain.encoders.text.tokenizer import (
     find_tokenizer,
     fingerprint_of,
     open_tokenizer,
+    tokens_by_id,
 )
 from pretrain.ops.attention import attention_mask, find_document_starts
 
@@ -85,8 +86,9 @@ class TextEncoder(Encoder):
             )
 
     def count_vocabulary(self) -> int:
-        """As the settings say, else as many as the tokenizer has."""
-        size, known = self.config.vocab_size, len(self.tokenizer) if self.tokenizer is not None else None
+        """As the settings say, else as many as the tokenizer has ids, those in its gaps included."""
+        size = self.config.vocab_size
+        known = len(tokens_by_id(self.tokenizer)) if self.tokenizer is not None else None
         if size is None and known is None:
             raise UserError(
                 f"encoder.vocab_size: unknown, for there is no tokenizer beside the data ({self.dataset_folder}); "

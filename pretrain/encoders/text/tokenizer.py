@@ -55,12 +55,18 @@ def open_tokenizer(folder: Path) -> Any:
         ) from None
 
 
+def tokens_by_id(tokenizer: Any) -> list[str]:
+    """The token of each id (V,) up to the largest, "" for an id that none has: vocabularies may have gaps."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    return [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
+
+
 def bytes_of_tokens(tokenizer: Any) -> NDArray[np.int64] | None:
     """Bytes of text that each token of a byte-level tokenizer stands for (V,), 0 for special ones; None for others.
 
     Byte-level BPE writes each byte as one character of a table, and keeps all of them; WordPiece loses white space.
     """
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = tokens_by_id(tokenizer)
     if not any(piece.startswith("Ġ") for piece in pieces):
         return None
     sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)

@@ -1,0 +1,86 @@
+"""Manifests over shards that lie elsewhere: a selection of their samples, or all of them; nothing is copied."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.sources import refuse_secrets
+from data_tools.errors import UserError
+from data_tools.formats.manifest import Manifest, write_manifest
+from data_tools.storage.atomic import write_atomically
+from data_tools.storage.checksum import crc32
+from data_tools.storage.objects import is_remote
+
+
+def refuse_full(folder: Path) -> None:
+    """Raise UserError where a new data set's folder holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; choose another folder")
+
+
+def write_selection(dataset: Dataset, chosen: NDArray[np.bool_], folder: Path) -> Manifest:
+    """Write the manifest and sidecars of the ``chosen`` samples of a whole data set, (samples,), into a folder.
+
+    Raises:
+        UserError: a shard is reached by a URL with a password or signature.
+    """
+    source = dataset.manifest
+    manifest = dataclasses.replace(source, urls=_reach(dataset, folder), about=dict(source.about), marks=None)
+    samples, checksums = [], []
+    start = 0
+    for shard, count in enumerate(source.counts.tolist()):
+        mine = chosen[start : start + count]
+        start += count
+        data = dataset.valid_sidecar(shard).take(mine).to_bytes()
+        samples.append(int(mine.sum()))
+        checksums.append(crc32(data))
+        write_atomically(folder / manifest.sidecar_name(shard), data)
+    manifest = dataclasses.replace(
+        manifest,
+        samples=np.array(samples, dtype=np.int64),
+        bad=np.zeros(len(samples), dtype=np.int64),
+        checksums=np.array(checksums, dtype=np.uint32),
+    )
+    _copy_beside(dataset, folder)
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def copy_index(dataset: Dataset, folder: Path) -> Manifest:
+    """Write the same manifest and sidecars into a folder, from where they reach the same shards; without marks.
+
+    Raises:
+        UserError: a shard is reached by a URL with a password or signature.
+    """
+    manifest = dataclasses.replace(dataset.manifest, urls=_reach(dataset, folder), marks=None)
+    for shard in range(len(manifest.urls)):
+        write_atomically(folder / manifest.sidecar_name(shard), dataset.sidecar(shard).to_bytes())
+    _copy_beside(dataset, folder)
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def _reach(dataset: Dataset, folder: Path) -> list[str]:
+    """How each shard is reached from a folder of this machine: by URL, by absolute path, or by one from there."""
+    urls = []
+    for shard, url in enumerate(dataset.manifest.urls):
+        place = dataset.location(shard)
+        refuse_secrets(place)
+        urls.append(place if is_remote(place) or Path(url).is_absolute() else os.path.relpath(place, folder))
+    return urls
+
+
+def _copy_beside(dataset: Dataset, folder: Path) -> None:
+    """Carry over the tokenizer and the licence."""
+    home = dataset.folder
+    assert home is not None
+    tokenizer = home / dataset.manifest.about.get("tokenizer", "tokenizer")
+    for path in [home / "LICENCE.txt", *sorted(tokenizer.glob("*.json"))]:
+        if path.is_file():
+            write_atomically(folder / path.relative_to(home), path.read_bytes())
