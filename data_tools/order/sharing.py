@@ -20,12 +20,17 @@ Int64Array = NDArray[np.int64]
 
 FREE = -1  # in place of a home: whoever takes the position, it costs the same
 
+# The final block has no lanes. Where many nodes share it, and a chunk holds few samples, so that each of them is large
+# enough (64 kB) to be fetched by itself, nobody owns it: chance would hand too much of it on.
+MANY_NODES, FEW_SAMPLES = 48, 128
+
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the samples at some positions lie, and who owns them, all of shape (n,).
+    """What is fetched with the samples at some positions, all of shape (n,).
 
-    ``home`` owns the run [first, stop) of sample indices, which ``index`` is one of, all in one chunk of one shard.
+    ``home``: the node that owns each, or FREE; [first, stop): the run of sample indices, ``index`` among them, that the
+    node fetches at once, all in one chunk of one shard. It is ``index`` alone where the node is not the home.
     """
 
     epoch: Int64Array
@@ -34,26 +39,24 @@ class Runs:
     first: Int64Array
     stop: Int64Array
 
-    def of_node(self, node: int) -> Runs:
-        """The same as ``node`` reads them: a sample that another one owns is a run of its own."""
-        own = self.home == node
-        first, stop = np.where(own, self.first, self.index), np.where(own, self.stop, self.index + 1)
-        return Runs(self.epoch, self.index, self.home, first, stop)
 
+def find_runs(order: Order, positions: Int64Array, nodes: int = 1, node: int | None = None) -> Runs:
+    """The runs at ``positions`` ≥ 0, shape (n,), of an order with lanes among ``nodes``, as ``node`` fetches them.
 
-def find_runs(order: Order, positions: Int64Array, nodes: int) -> Runs:
-    """The owners of the samples at ``positions`` ≥ 0, shape (n,), among ``nodes``; without lanes they are all FREE."""
+    Without ``node`` they are as the home of each fetches them.
+    """
     epochs, within = np.divmod(positions, order.samples)
     index, home, first, stop = (np.empty_like(positions) for _ in range(4))
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        if order.layout.lanes * order.layout.chunk == 1:
-            index[here] = order.epoch_indices(within[here], epoch)
-            home[here], first[here], stop[here] = FREE, index[here], index[here] + 1
-            continue
         spots = order.spots(within[here], epoch)
-        home[here], low, high = _stretches(spots, order.layout.lanes, nodes)
+        owner, low, high = _stretches(spots, order.layout.lanes, nodes)
+        if nodes > MANY_NODES and order.layout.chunk <= FEW_SAMPLES:
+            owner[spots.lane == FINAL] = FREE
+        alone = owner != node if node is not None else owner == FREE
+        low, high = np.where(alone, spots.spot, low), np.where(alone, spots.spot + 1, high)
         index[here], first[here], stop[here] = order.stretch_indices(spots, low, high, epoch)
+        home[here] = owner
     return Runs(epochs, index, home, first, stop)
 
 
@@ -71,8 +74,13 @@ def _stretches(spots: Spots, lanes: int, nodes: int) -> tuple[Int64Array, Int64A
     share = _ceil_div(shared * size, nodes)  # of a group of a lane that is shared: what its node keeps
     high[cut] = share[cut]
 
-    left = cut & (spot >= share)  # what is left of these lanes, end to end, goes to the nodes from `shared` on
-    x, whole = spot[left] * nodes, size[left]  # in units of 1 / nodes of a sample, so that all are whole numbers
+    left = cut & (
+        spot >= share
+    )  # what is left of these lanes, end to end, goes to the nodes from `shared` on
+    x, whole = (
+        spot[left] * nodes,
+        size[left],
+    )  # in units of 1 / nodes of a sample, so that all are whole numbers
     before = (lane[left] - (lanes - shared)) * whole * (nodes - shared) - shared * whole
     taker = (before + x) // (shared * whole)
     home[left] = shared + taker
@@ -103,7 +111,9 @@ def share_equally(home: Int64Array, nodes: int) -> Int64Array:
     return takes
 
 
-def share_step(positions: Int64Array, home: Int64Array | None, rank: int, world_size: int, node_size: int) -> Int64Array:
+def share_step(
+    positions: Int64Array, home: Int64Array | None, rank: int, world_size: int, node_size: int
+) -> Int64Array:
     """The positions of a step, shape (B,), that ``rank`` takes, shape (B / world_size,), ascending.
 
     Without homes these are the ones ≡ rank (mod world size); with them a node's are dealt to its ranks in turn. The

@@ -17,9 +17,10 @@ from data_tools.errors import UserError
 from data_tools.order.packing import WINDOW
 from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
+from data_tools.order.sharing import find_runs
 from data_tools.order.shuffle import Order, choose_layout
-from data_tools.storage.prefetch import Needs, ReadAhead
-from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream, recognise
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
+from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
@@ -46,9 +47,10 @@ class PackedStream:
         self._window = window
         if not self.plan.rows:
             raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
-        row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
-        layout = choose_layout(self.plan.rows, row_bytes, stream.memory)
+        self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
+        layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
         self.order = Order(np.array([self.plan.rows]), layout, self.seed)
+        self.nodes, self.node = 1, 0
         self.samples_per_epoch = self.plan.rows
         log.info(
             "packing (%s): %d rows of %d tokens, %.2f %% full",
@@ -57,6 +59,17 @@ class PackedStream:
             length,
             100 * self.efficiency,
         )
+
+    def share_among(self, nodes: int, node: int) -> None:
+        """As of a Stream: which of how many nodes this is. Rows are shared by their own chunks."""
+        self.nodes, self.node = nodes, node
+
+    def homes(self, positions: Int64Array) -> Int64Array | None:
+        """The node that best takes each position, shape (n,); None where it makes no difference."""
+        layout = self.order.layout
+        if self.nodes == 1 or not self.dataset.remote or layout.lanes * layout.chunk == 1:
+            return None
+        return find_runs(self.order, positions, self.nodes).home
 
     @property
     def efficiency(self) -> float:
@@ -86,13 +99,17 @@ class PackedStream:
             yield sample
 
     def read_ahead(self) -> ReadAhead | None:
-        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+        if not self.dataset.remote:
+            return None
+        return ReadAhead(self.needs, self.samples_per_epoch, positions_ahead(self.row_bytes, self.plan.rows))
 
     def needs(self, positions: Int64Array) -> Needs:
-        _, rows = self.order.indices(positions)
+        epochs, rows = self.order.indices(positions)
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
         documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
-        return self.dataset.segments(documents, np.repeat(positions, last - first))
+        return self.dataset.segments(
+            documents, np.repeat(epochs, last - first), np.repeat(positions, last - first)
+        )
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shards that hold the documents of each row at ``positions``."""
