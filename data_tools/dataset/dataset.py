@@ -208,9 +208,11 @@ class Dataset:
         """
         shards, numbers = self.locate(indices)
         first, stop = self._find_bounds(shards, numbers, runs)
-        keys = np.stack([epochs, shards, first, stop])
-        _, before = np.unique(keys, axis=1, return_index=True)
-        _, after = np.unique(keys[:, ::-1], axis=1, return_index=True)
+        starts, sizes = self._starts[shards] + first, stop - first
+        begins = (epochs - epochs[:1]) * self._total + starts
+        keys = begins * (int(sizes.max(initial=0)) + 1) + sizes
+        _, before = np.unique(keys, return_index=True)
+        _, after = np.unique(keys[::-1], return_index=True)
         for at in np.unique(np.concatenate([before, len(positions) - 1 - after])).tolist():
             run = int(first[at]), int(stop[at])
             yield (

@@ -37,6 +37,12 @@ class Layout:
     chunk: int
     group: int
 
+    @property
+    def turn(self) -> int:
+        """Positions after which every lane has come to its next group; 0 where single samples are shuffled."""
+        samples = self.lanes * self.chunk * self.group
+        return samples if samples > 1 else 0
+
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
 
@@ -110,7 +116,7 @@ class Order:
 
     def epoch_indices(self, within: Int64Array, epoch: int) -> Int64Array:
         """Sample index of each position 0 ≤ ``within`` < samples of one epoch."""
-        if self.layout.chunk == 1 and self.layout.lanes == 1 and self.layout.group == 1:
+        if not self.layout.turn:
             return permute(within, self.samples, derive_key(self.seed, epoch, _CHUNKS))
         slot, sample = self.spots(within, epoch).chunk(self)
         return self._sample_index(slot, sample, epoch)

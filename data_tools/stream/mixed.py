@@ -85,14 +85,14 @@ class Mixture:
             yield sample
 
     def share_among(self, nodes: int, node: int) -> None:
-        """Say which of how many nodes this is, as for each of the streams."""
+        """As of a Stream."""
         for stream in self.streams.values():
             stream.share_among(nodes, node)
 
-    def homes(self, positions: Int64Array) -> Int64Array | None:
-        """The node that best takes each position, shape (n,), FREE where it makes no difference to its source."""
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); FREE, or None, where it makes no difference."""
         sources, inner = self.order.locate(positions)
-        found = [stream.homes(inner[sources == s]) for s, stream in enumerate(self.streams.values())]
+        found = [stream.homes(inner[sources == s], nodes) for s, stream in enumerate(self.streams.values())]
         if all(homes is None for homes in found):
             return None
         home = np.full_like(positions, FREE)

@@ -50,7 +50,6 @@ class PackedStream:
         self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
         layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
         self.order = Order(np.array([self.plan.rows]), layout, self.seed)
-        self.nodes, self.node = 1, 0
         self.samples_per_epoch = self.plan.rows
         log.info(
             "packing (%s): %d rows of %d tokens, %.2f %% full",
@@ -61,15 +60,12 @@ class PackedStream:
         )
 
     def share_among(self, nodes: int, node: int) -> None:
-        """As of a Stream: which of how many nodes this is. Rows are shared by their own chunks."""
-        self.nodes, self.node = nodes, node
+        """As of a Stream; what is fetched with a document does not depend on it."""
 
-    def homes(self, positions: Int64Array) -> Int64Array | None:
-        """The node that best takes each position, shape (n,); None where it makes no difference."""
-        layout = self.order.layout
-        if self.nodes == 1 or not self.dataset.remote or layout.lanes * layout.chunk == 1:
-            return None
-        return find_runs(self.order, positions, self.nodes).home
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
+        remote = self.dataset.remote and self.order.layout.turn
+        return find_runs(self.order, positions, nodes).home if remote else None
 
     @property
     def efficiency(self) -> float:
@@ -101,7 +97,8 @@ class PackedStream:
     def read_ahead(self) -> ReadAhead | None:
         if not self.dataset.remote:
             return None
-        return ReadAhead(self.needs, self.samples_per_epoch, positions_ahead(self.row_bytes, self.plan.rows))
+        ahead = positions_ahead(self.row_bytes, self.plan.rows)
+        return ReadAhead(self.needs, self.plan.rows, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
         epochs, rows = self.order.indices(positions)

@@ -44,7 +44,7 @@ class Stream:
         self.order = Order(dataset.counts, chosen, seed)
         self.samples_per_epoch = len(dataset)
         self.fingerprint = dataset.fingerprint
-        self.nodes, self.node = 1, 0  # which of how many nodes reads this stream
+        self.share_among(1, 0)
         dataset.use_segments(chosen.chunk, chosen.lanes * chosen.group)
 
     def sample(self, position: int) -> Sample:
@@ -69,30 +69,27 @@ class Stream:
             yield sample
 
     def share_among(self, nodes: int, node: int) -> None:
-        """Say which of how many nodes this is: what they fetch together with a sample depends on it, and no sample."""
-        self.nodes, self.node = nodes, node
+        """Say which of how many nodes reads here: what is fetched with a sample depends on it, and nothing else."""
+        self._nodes, self._node = nodes, node
 
-    def homes(self, positions: Int64Array) -> Int64Array | None:
-        """The node that best takes each position, shape (n,); None where it makes no difference."""
-        runs = self._runs(positions) if self.nodes > 1 else None
-        return None if runs is None else runs.home
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
+        return find_runs(self.order, positions, nodes).home if self._has_runs else None
+
+    @property
+    def _has_runs(self) -> bool:
+        return self.dataset.remote and self.order.layout.turn > 0
 
     def _runs(self, positions: Int64Array) -> Runs | None:
-        """What is fetched together with the sample at each position; None where shards are here, or small."""
-        if not self.dataset.remote or self.order.layout.lanes * self.order.layout.chunk == 1:
-            return None
-        return find_runs(self.order, positions, self.nodes, self.node)
+        """What this node fetches with the sample at each position; None where it goes by the chunks of each shard."""
+        return find_runs(self.order, positions, self._nodes, self._node) if self._has_runs else None
 
     def read_ahead(self) -> ReadAhead | None:
         """What fetches remote samples before they are needed; None when everything lies on this machine."""
         if not self.dataset.remote:
             return None
-        layout = self.order.layout
-        turn = (
-            layout.lanes * layout.chunk * layout.group
-        )  # positions after which all lanes go on to other chunks
         ahead = positions_ahead(self.dataset.sample_bytes, self.samples_per_epoch)
-        return ReadAhead(self.needs, self.samples_per_epoch, ahead, turn)
+        return ReadAhead(self.needs, self.samples_per_epoch, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
         runs = self._runs(positions)
