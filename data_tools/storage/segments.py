@@ -34,11 +34,11 @@ Int64Array = NDArray[np.int64]
 
 CACHE_BYTES = 16 << 30
 
-IN_FLIGHT = 256 << 20  # bytes being fetched or waiting for a thread, whatever the size of a segment
-
 FETCH_THREADS = 8
 
 LOCKS = 4096
+
+LOCK_FOLDER = ".locks"  # apart from the segments, which are listed often
 
 _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
@@ -96,7 +96,7 @@ class SegmentCache:
         self.folder, self.url_of, self.at_once = folder, url_of, at_once
         self.capacity, self.retry = options.cache_bytes, options.retry
         self.fetched = self.hits = 0  # segments
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK_FOLDER).mkdir(parents=True, exist_ok=True)
         self._start()
 
     def _start(self) -> None:
@@ -196,7 +196,7 @@ class SegmentCache:
     def expect(self, segment: Segment, position: int) -> bool:
         """Say that a segment will be used at a position, and fetch it in the background if it is not there.
 
-        False when too much is on its way, or needed sooner: say it again later.
+        False when what is there, or on its way, and needed sooner leaves no room: say it again later.
         """
         self._next_use[segment.name] = position = min(position, _NEVER)
         with suppress(FileNotFoundError):
@@ -209,24 +209,17 @@ class SegmentCache:
                 self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
             if segment.name in self._coming:
                 return True
-            coming = sum(size for size, _ in self._coming.values())
-            if coming + segment.bytes > max(IN_FLIGHT, segment.bytes) or not self._room(
-                segment.bytes, position
-            ):
+            if not self._room(segment.bytes, position):
                 return False
             self._coming[segment.name] = segment.bytes, position
         self._pool.submit(self._fetch_ahead, segment)
         return True
 
-    def _fetch_ahead(self, segment: Segment, wait: bool = False) -> None:
-        # whoever needs the segment will try again, and tell
+    def _fetch_ahead(self, segment: Segment) -> None:
+        # Whoever needs the segment will try again, and tell. Where another rank of this node is at it, that is waited
+        # for by nobody but the reader: meanwhile this one fetches what comes next.
         with suppress(UserError, OSError):
-            try:
-                self._fetch(segment, self.folder / segment.name, wait)
-            except BlockingIOError:  # another rank of this node fetches it: meanwhile, the ones after it
-                with suppress(RuntimeError):  # the pool is being closed
-                    self._pool.submit(self._fetch_ahead, segment, True)  # type: ignore[union-attr]
-                    return
+            self._fetch(segment, self.folder / segment.name, wait=False)
         with self._lock:
             del self._coming[segment.name]
 
@@ -281,7 +274,7 @@ class SegmentCache:
         """
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
-        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR, 0o666)
+        handle = os.open(self.folder / LOCK_FOLDER / str(slot), os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
