@@ -47,7 +47,7 @@ class Store:
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
         )
         self._cache: SegmentCache | None = None
-        self._at_once = 256  # shards that are read in turn
+        self._at_once = 256  # chunks that are read in turn
         self._prefix = f"{folder}/"
         # pread, not a memory map of the shard: it frees the GIL while the disk works, and a file cut short gives
         # fewer bytes instead of SIGBUS.
@@ -166,8 +166,8 @@ class Store:
         if samples > 1 and samples != self.segment_samples:
             self.segment_samples, self._cache = samples, None
         if at_once > self._at_once:
-            self._at_once, self._cache = min(at_once, len(self.manifest.urls)), None
-            self._files.size = allow_open_files(self._at_once)
+            self._at_once, self._cache = at_once, None
+            self._files.size = allow_open_files(min(at_once, len(self.manifest.urls)))
             # remote: those of the chunks that come next are asked for meanwhile
             self._sidecars.size = self._valid_rows.size = max(1024, 2 * self._files.size)
 
