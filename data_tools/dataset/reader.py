@@ -51,9 +51,12 @@ class Store:
         self._prefix = f"{folder}/"
         # pread, not a memory map of the shard: it frees the GIL while the disk works, and a file cut short gives
         # fewer bytes instead of SIGBUS.
-        self._files = Recent(OpenFile, 256)
-        self._sidecars = Recent(self._read_sidecar, 1024)
-        self._valid_rows = Recent(self._find_valid_rows, 1024)
+        kept = allow_open_files(
+            min(1024, len(manifest.urls))
+        )  # a sidecar's memory map keeps its file open, too
+        self._files = Recent(OpenFile, min(256, kept))
+        self._sidecars = Recent(self._read_sidecar, kept)
+        self._valid_rows = Recent(self._find_valid_rows, kept)
         self._changes = Recent(self._find_change, 1024)
         self.marks = self._read_marks()
 
@@ -135,6 +138,7 @@ class Store:
 
     def former_fingerprints(self) -> set[str]:
         """See `find_former_fingerprints`; reads every sidecar."""
+        self.copy_sidecars(range(len(self.manifest.urls)))
         sidecars = (self.sidecar(shard) for shard in range(len(self.manifest.urls)))
         return find_former_fingerprints(self.manifest, sidecars, self.sources)
 
@@ -169,7 +173,7 @@ class Store:
             self._at_once, self._cache = at_once, None
             self._files.size = allow_open_files(min(at_once, len(self.manifest.urls)))
             # remote: those of the chunks that come next are asked for meanwhile
-            self._sidecars.size = self._valid_rows.size = max(1024, 2 * self._files.size)
+            self._sidecars.size = self._valid_rows.size = 2 * self._files.size
 
     def segment(self, shard: int, number: int, run: tuple[int, int] | None = None) -> Segment:
         """The segment of the ``number``-th valid sample of a shard: the samples [first, stop) of ``run``.

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -13,7 +15,7 @@ from small_data import write_images, write_tokens
 
 from data_tools.dataset.open import open_dataset
 from data_tools.order.shuffle import Layout, Order
-from data_tools.storage.handles import Recent, allow_open_files
+from data_tools.storage.handles import Recent
 from data_tools.storage.objects import Retry
 from data_tools.storage.prefetch import ReadAhead, positions_ahead
 from data_tools.storage.segments import LOCK_FOLDER, LOCKS, FetchOptions, Segment
@@ -100,8 +102,21 @@ def test_files_and_sidecars_stay_open_by_the_number_of_lanes(tmp_path):
     assert len(store._files._values) == len(store._sidecars._values) == 300
 
 
-def test_a_process_may_open_as_many_files_as_it_needs():
-    assert allow_open_files(960) == 960
+@pytest.mark.parametrize(("hard", "kept"), [(None, 300), (700, 111)])
+def test_a_process_is_allowed_the_open_files_that_it_needs_or_keeps_fewer(tmp_path, hard, kept):
+    dataset = write_tokens(tmp_path, [1] * 300, per_shard=1)
+    code = f"""
+import resource, numpy as np
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, {hard} or resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from data_tools.dataset.open import open_dataset
+from data_tools.stream.samples import Stream
+stream = Stream(open_dataset({str(dataset)!r}))
+assert len(list(stream.samples(np.arange(300)))) == 300
+print(len(stream.dataset._store._sidecars._values))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == str(
+        kept
+    )
 
 
 def test_sidecars_are_fetched_side_by_side(tmp_path, monkeypatch):
