@@ -114,9 +114,8 @@ stream = Stream(open_dataset({str(dataset)!r}))
 assert len(list(stream.samples(np.arange(300)))) == 300
 print(len(stream.dataset._store._sidecars._values))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == str(
-        kept
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == str(kept)
 
 
 def test_sidecars_are_fetched_side_by_side(tmp_path, monkeypatch):
