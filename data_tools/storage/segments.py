@@ -17,14 +17,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
-from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.handles import OpenFile, Recent, allow_open_files
 from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ Int64Array = NDArray[np.int64]
 
 CACHE_BYTES = 16 << 30
 
-IN_FLIGHT = 32  # segments being fetched or waiting for a thread: 256 MB at 8 MB each
-
 FETCH_THREADS = 8
 
-LOCKS = 256
+LOCKS = 4096
+
+LOCK_FOLDER = ".locks"  # apart from the segments, which are listed often
 
 _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
@@ -54,30 +55,52 @@ class FetchOptions:
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes [start, start + size) of shard ``shard``; ``number`` counts segments of the shard."""
+    """Samples [first, stop) of shard ``shard``, about ``bytes`` of them.
+
+    Where they lie is asked of ``find`` when it is needed, for that takes the shard's sidecar. What is needed ``once``
+    does not stay in the cache afterwards.
+    """
 
     shard: int
-    number: int
-    start: int
-    size: int
+    first: int
+    stop: int
+    bytes: int
+    find: Callable[[Segment], tuple[int, int]] = field(compare=False, repr=False)
+    once: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.shard:08d}-{self.number:06d}"
+        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}"
+
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        """(offset in the shard, bytes)."""
+        return self.find(self)
+
+    @property
+    def start(self) -> int:
+        return self.range[0]
+
+    @property
+    def size(self) -> int:
+        return self.range[1]
 
 
 class SegmentCache:
     """Segments of one data set on local disk, at most ``capacity`` bytes unless one alone is larger."""
 
-    def __init__(self, folder: Path, url_of: Callable[[int], str], options: FetchOptions) -> None:
-        self.folder, self.url_of = folder, url_of
+    def __init__(
+        self, folder: Path, url_of: Callable[[int], str], options: FetchOptions, at_once: int = 256
+    ) -> None:
+        """``at_once``: segments that are read in turn, so many files are kept open."""
+        self.folder, self.url_of, self.at_once = folder, url_of, at_once
         self.capacity, self.retry = options.cache_bytes, options.retry
         self.fetched = self.hits = 0  # segments
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK_FOLDER).mkdir(parents=True, exist_ok=True)
         self._start()
 
     def _start(self) -> None:
-        self._files = Recent(OpenFile, 256)
+        self._files = Recent(OpenFile, allow_open_files(self.at_once))
         self._whole: set[int] = set()  # shards of servers that ignore ranges
         self._short: OrderedDict[str, bytes] = OrderedDict()  # segments whose server sent less than promised
         self._lock = threading.Lock()
@@ -87,7 +110,8 @@ class SegmentCache:
 
     def __getstate__(self) -> dict[str, object]:
         return {
-            name: getattr(self, name) for name in ("folder", "url_of", "capacity", "retry", "fetched", "hits")
+            name: getattr(self, name)
+            for name in ("folder", "url_of", "at_once", "capacity", "retry", "fetched", "hits")
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -127,9 +151,12 @@ class SegmentCache:
             self._whole.add(segment.shard)
             return self._ensure_whole(segment.shard), 0
 
-    def _fetch(self, segment: Segment, path: Path) -> bool:
-        """Fetch a segment unless another process just did; False when it is short and therefore not kept."""
-        with self._locked(segment.name):
+    def _fetch(self, segment: Segment, path: Path, wait: bool = True) -> bool:
+        """Fetch a segment unless another process just did; False when it is short and therefore not kept.
+
+        Raises BlockingIOError where another process is at it and must not be waited for.
+        """
+        with self._locked(segment.name, wait):
             if path.exists():
                 return True
             data = read_range(self.url_of(segment.shard), segment.start, segment.size, self.retry)
@@ -169,7 +196,7 @@ class SegmentCache:
     def expect(self, segment: Segment, position: int) -> bool:
         """Say that a segment will be used at a position, and fetch it in the background if it is not there.
 
-        False when too much is on its way, or needed sooner: say it again later.
+        False when what is there, or on its way, and needed sooner leaves no room: say it again later.
         """
         self._next_use[segment.name] = position = min(position, _NEVER)
         with suppress(FileNotFoundError):
@@ -182,16 +209,17 @@ class SegmentCache:
                 self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
             if segment.name in self._coming:
                 return True
-            if len(self._coming) >= IN_FLIGHT or not self._room(segment.size, position):
+            if not self._room(segment.bytes, position):
                 return False
-            self._coming[segment.name] = segment.size, position
+            self._coming[segment.name] = segment.bytes, position
         self._pool.submit(self._fetch_ahead, segment)
         return True
 
     def _fetch_ahead(self, segment: Segment) -> None:
-        # whoever needs the segment will try again, and tell
+        # Whoever needs the segment will try again, and tell. Where another rank of this node is at it, that is waited
+        # for by nobody but the reader: meanwhile this one fetches what comes next.
         with suppress(UserError, OSError):
-            self._fetch(segment, self.folder / segment.name)
+            self._fetch(segment, self.folder / segment.name, wait=False)
         with self._lock:
             del self._coming[segment.name]
 
@@ -199,7 +227,11 @@ class SegmentCache:
         """Say that a segment has no known use left."""
         self._next_use.pop(segment.name, None)
         with suppress(FileNotFoundError):
-            os.utime(self.folder / segment.name, (0, _NEVER))
+            if segment.once:
+                self._files.forget(str(self.folder / segment.name))
+                (self.folder / segment.name).unlink()
+            else:
+                os.utime(self.folder / segment.name, (0, _NEVER))
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(next use, bytes, path) of what is cached."""
@@ -235,13 +267,16 @@ class SegmentCache:
             partial.replace(path)
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Exclusive among the threads and processes of the node; a killed process lets go by dying."""
+    def _locked(self, name: str, wait: bool = True) -> Iterator[None]:
+        """Exclusive among the threads and processes of the node; a killed process lets go by dying.
+
+        Raises BlockingIOError where it is held and not to be waited for.
+        """
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
-        handle = os.open(self.folder / f".lock-{slot}", os.O_CREAT | os.O_RDWR, 0o666)
+        handle = os.open(self.folder / LOCK_FOLDER / str(slot), os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
         finally:
             os.close(handle)

@@ -13,9 +13,10 @@ from data_tools.dataset.damage import DamagedSampleError
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.mixture import WINDOW, MixingOrder
-from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.order.sharing import FREE
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.stream.packed import PackedStream
-from data_tools.stream.samples import AHEAD, Stream
+from data_tools.stream.samples import Stream
 
 Int64Array = NDArray[np.int64]
 
@@ -84,9 +85,32 @@ class Mixture:
         for sample in self.streams[name].stand_ins(int(inner[0]), error):
             yield _label(sample, name, position)
 
+    def share_among(self, nodes: int, node: int) -> None:
+        """As of a Stream."""
+        for stream in self.streams.values():
+            stream.share_among(nodes, node)
+
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); FREE, or None, where it makes no difference."""
+        sources, inner = self.order.locate(positions)
+        found = [stream.homes(inner[sources == s], nodes) for s, stream in enumerate(self.streams.values())]
+        if all(homes is None for homes in found):
+            return None
+        home = np.full_like(positions, FREE)
+        for s, homes in enumerate(found):
+            if homes is not None:
+                home[sources == s] = homes
+        return home
+
     def read_ahead(self) -> ReadAhead | None:
-        remote = any(stream.dataset.remote for stream in self.streams.values())
-        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if remote else None
+        remote = [stream for stream in self.streams.values() if stream.dataset.remote]
+        if not remote:
+            return None
+        smallest = min(stream.row_bytes if isinstance(stream, PackedStream) else stream.dataset.sample_bytes
+                       for stream in remote)  # fmt: skip
+        return ReadAhead(
+            self.needs, self.samples_per_epoch, positions_ahead(smallest, self.samples_per_epoch)
+        )
 
     def needs(self, positions: Int64Array) -> Needs:
         sources, inner = self.order.locate(positions)

@@ -17,9 +17,10 @@ from data_tools.errors import UserError
 from data_tools.order.packing import WINDOW
 from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
+from data_tools.order.sharing import find_runs
 from data_tools.order.shuffle import Order, choose_layout
-from data_tools.storage.prefetch import Needs, ReadAhead
-from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream, recognise
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
+from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
@@ -46,8 +47,8 @@ class PackedStream:
         self._window = window
         if not self.plan.rows:
             raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
-        row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
-        layout = choose_layout(self.plan.rows, row_bytes, stream.memory)
+        self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
+        layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
         self.order = Order(np.array([self.plan.rows]), layout, self.seed)
         self.samples_per_epoch = self.plan.rows
         log.info(
@@ -57,6 +58,14 @@ class PackedStream:
             length,
             100 * self.efficiency,
         )
+
+    def share_among(self, nodes: int, node: int) -> None:
+        """As of a Stream; what is fetched with a document does not depend on it."""
+
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
+        remote = self.dataset.remote and self.order.layout.turn
+        return find_runs(self.order, positions, nodes).home if remote else None
 
     @property
     def efficiency(self) -> float:
@@ -90,13 +99,18 @@ class PackedStream:
         return iter(())
 
     def read_ahead(self) -> ReadAhead | None:
-        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+        if not self.dataset.remote:
+            return None
+        ahead = positions_ahead(self.row_bytes, self.plan.rows)
+        return ReadAhead(self.needs, self.plan.rows, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
-        _, rows = self.order.indices(positions)
+        epochs, rows = self.order.indices(positions)
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
         documents = np.concatenate([self.plan.document[a:b] for a, b in zip(first, last, strict=True)])
-        return self.dataset.segments(documents, np.repeat(positions, last - first))
+        return self.dataset.segments(
+            documents, np.repeat(epochs, last - first), np.repeat(positions, last - first)
+        )
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shards that hold the documents of each row at ``positions``."""
