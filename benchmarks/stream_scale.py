@@ -1,7 +1,8 @@
 """What the stream costs at scale: python -m benchmarks.stream_scale
 
-Opening 10⁵ shards of 10⁴ samples, finding positions, resuming in mid-epoch, packing and feeding tokens, scanning
-headers, memory over ten epochs. Times are processor time where other load would disturb; one core.
+Opening 10⁵ shards of 10⁴ samples, finding positions, resuming in mid-epoch, what clusters fetch of remote data
+(simulated by the code that shares out the positions), packing and feeding tokens, scanning headers, memory over ten
+epochs. Times are processor time where other load would disturb; one core.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.order.shuffle import Order
+
 Row = tuple[str, str]
+
+PARTS = ("opening", "egress", "tokens", "scanning", "memory")
 
 
 def resident() -> float:
@@ -28,7 +33,7 @@ def resident() -> float:
 
 def opening(folder: Path) -> list[Row]:
     from data_tools.formats.manifest import Shard, make_manifest, read_manifest, write_manifest
-    from data_tools.order.shuffle import Order, choose_layout
+    from data_tools.order.shuffle import choose_layout
 
     shards = [Shard(f"part-{i // 1000:03d}/{i:06d}.tar", 10_000, 0, 10**9, i) for i in range(100_000)]
     write_manifest(make_manifest(shards, ("jpg", "json")), folder)
@@ -49,6 +54,36 @@ def opening(folder: Path) -> list[Row]:
         ("resume at position 1.2·10¹¹", f"{resumed * 1e3:.2f} ms"),
         ("find a position, among 10⁶", f"{each * 1e9:.0f} ns"),
     ]
+
+
+def measure_egress(order: Order, nodes: int, batch: int) -> tuple[float, int]:
+    """(samples fetched in the first epoch over the samples there are, ranges fetched), by all nodes together."""
+    from data_tools.order.sharing import find_runs, share_equally
+
+    longest = order.layout.chunk + 1
+    ranges = []
+    for start in range(0, order.samples, batch):
+        runs = find_runs(order, np.arange(start, start + batch), nodes)
+        takes = share_equally(runs.home, nodes)
+        at_home = takes == runs.home  # what a node takes of others, or of nobody's, is a range of its own
+        first, stop = np.where(at_home, runs.first, runs.index), np.where(at_home, runs.stop, runs.index + 1)
+        ranges.append(((takes * order.samples + first) * longest + stop - first)[runs.epoch == 0])
+    fetched = np.unique(np.concatenate(ranges))
+    return float((fetched % longest).sum() / order.samples), len(fetched)
+
+
+def egress() -> list[Row]:
+    from data_tools.order.shuffle import choose_layout
+
+    samples, sample_bytes = 10**6, 1e5
+    order = Order(np.full(100, samples // 100), choose_layout(samples, sample_bytes), seed=0)
+    rows = []
+    for gpus in (8, 64, 128, 256, 512, 1024, 2048, 3072, 3200, 4096):
+        batch = -(-2048 // gpus) * gpus  # one sample a GPU on the largest
+        share, ranges = measure_egress(order, -(-gpus // 8), batch)
+        mean = share * samples * sample_bytes / ranges / 1e6
+        rows.append((f"{gpus:,} GPUs fetch, of 100 GB an epoch", f"{share:.3f} ×, {mean:.1f} MB a request"))
+    return rows
 
 
 def tokens(folder: Path) -> list[Row]:
@@ -131,15 +166,16 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m benchmarks.stream_scale --output benchmarks/results/stream_scale.md",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="write the table there too")
-    parser.add_argument("--one", choices=["opening", "tokens", "scanning", "memory"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one:
         with tempfile.TemporaryDirectory() as folder:
-            rows = memory() if arguments.one == "memory" else globals()[arguments.one](Path(folder))
+            alone = arguments.one in ("memory", "egress")
+            rows = globals()[arguments.one](*([] if alone else [Path(folder)]))
         print("".join(f"| {name} | {value} |\n" for name, value in rows), end="")
         return 0
     report = f"# The stream at scale ({os.cpu_count()} cores)\n\n| what | measured |\n| --- | --- |\n"
-    for part in ("opening", "tokens", "scanning", "memory"):  # a process each: memory is measured
+    for part in PARTS:  # a process each: memory is measured
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.stream_scale", "--one", part],
             stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_tools.dataset.damage import IncompleteSampleError as IncompleteSampleError
     from data_tools.dataset.dataset import Dataset as Dataset
     from data_tools.dataset.open import open_dataset as open_dataset
     from data_tools.decode.options import DecodeOptions as DecodeOptions
@@ -30,6 +31,7 @@ _HOMES = {
     "Dataset": "dataset.dataset",
     "DecodeOptions": "decode.options",
     "FetchOptions": "storage.segments",
+    "IncompleteSampleError": "dataset.damage",
     "Loader": "stream.loader",
     "Mixture": "stream.mixed",
     "PackedStream": "stream.packed",

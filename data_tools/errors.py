@@ -51,6 +51,14 @@ STDOUT_CLOSED = 128 + signal.SIGPIPE
 LOST_PEER = ("connection reset by peer", "connection closed by peer", "timed out waiting", "broken pipe")
 
 
+def printable(text: str) -> str:
+    """The text as UTF-8 can hold it: bytes of a file's or member's name that are no UTF-8 are shown as ``\\udce9``.
+
+    Python keeps such a byte as a lone surrogate, which cannot be written or printed; the sample keeps its real key.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def run_cli(main: Callable[[], int]) -> int:
     """Run a command and return its exit status: its own, or that of an error, which is told; see `tell_error`.
 

@@ -123,6 +123,7 @@ def train(
         micro_batch_size=config.train.micro_batch_size,
         rank=engine.world.rank,
         world_size=engine.world.size,
+        node_size=engine.world.find_node_size(),
     )
     for role in task.roles.values():
         role.train()

@@ -84,8 +84,13 @@ def build_stream(config: Config, sources: Sources) -> Stream | PackedStream | Mi
     return Mixture(streams, config.data.weights, config.seed, config.data.mix_by)
 
 
-def build_loader(config: Config, objective: Objective, sources: Sources, world: World) -> Loader:
-    """This rank's share of every global batch. Called before an engine prepares the objective."""
+def build_loader(
+    config: Config, objective: Objective, sources: Sources, world: World, node_size: int = 1
+) -> Loader:
+    """This rank's share of every global batch, of which a node's `node_size` ranks fetch what they need together.
+
+    Called before an engine prepares the objective.
+    """
     own = objective.without_networks()
     return Loader(
         build_stream(config, sources),
@@ -96,6 +101,7 @@ def build_loader(config: Config, objective: Objective, sources: Sources, world: 
         micro_batch_size=config.train.micro_batch_size,
         rank=world.rank,
         world_size=world.size,
+        node_size=node_size,
         workers=config.data.workers,
         worker_kind=config.data.worker_kind,
         pin_memory=torch.cuda.is_available(),

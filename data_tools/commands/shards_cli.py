@@ -57,7 +57,7 @@ def _run_index(a: argparse.Namespace) -> int:
     print_manifest(a.output or a.data, manifest)
     if manifest.has_crc is False:
         print(f"identity: {manifest.fingerprint}, of the layout only: no CRC of the samples was taken")
-    _print_bad(bad)
+    _print_bad(bad, "damaged, incomplete or left out")
     return 0
 
 
@@ -67,9 +67,9 @@ def _local_folder(data: str) -> Path:
     return Path(data)
 
 
-def _print_bad(bad: list[tuple[str, str, str]], shown: int = 20) -> None:
+def _print_bad(bad: list[tuple[str, str, str]], what: str = "damaged", shown: int = 20) -> None:
     if bad:
-        print(f"{len(bad)} damaged:")
+        print(f"{len(bad)} {what}:")
     for shard, name, reason in bad[:shown]:
         print(f"  {shard}: {name or 'the shard'}: {reason}")
     if len(bad) > shown:

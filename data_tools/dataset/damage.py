@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, printable
 from data_tools.storage.urls import redact_urls, redacted
 
 
 class DamagedSampleError(ValueError):
-    """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone).
+    """A sample that cannot be read: ``shard`` and ``name`` (its key, or its row where the key is gone), printable.
 
     ``known``: `verify` had marked it, so nothing was read.
     """
 
     def __init__(self, shard: str, name: str, reason: str, known: bool = False) -> None:
-        shard, reason = redacted(shard), redact_urls(reason)  # it stands in the ledger, in metrics and logs
+        # it stands in the ledger, in metrics and logs
+        shard, name, reason = printable(redacted(shard)), printable(name), printable(redact_urls(reason))
         super().__init__(f"{shard}: sample {name}: {reason}")
         self.shard, self.name, self.reason, self.known = shard, name, reason, known
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, bool]]:  # else no process can hand it to another
+        return type(self), (self.shard, self.name, self.reason, self.known)
+
+
+class IncompleteSampleError(UserError):
+    """A sample that lacks ``field``, which is needed: a loader puts another in its place and counts it as damaged."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.field)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from data_tools.decode.sample import Sample, decode_sample
 from data_tools.formats.manifest import LAYOUT_ONLY, Manifest
 from data_tools.formats.marks import Mark
 from data_tools.formats.sidecar import Sidecar
+from data_tools.order.sharing import Runs
 from data_tools.storage.prefetch import Needs
 from data_tools.storage.segments import FetchOptions
 
@@ -122,6 +123,7 @@ class Dataset:
         if not self.manifest.has_length:
             return None
         columns = []
+        self._store.copy_sidecars(range(len(self.manifest.urls)))
         for shard in range(len(self.manifest.urls)):
             sidecar = self._store.sidecar(shard)
             if sidecar.length is None:
@@ -192,21 +194,56 @@ class Dataset:
         """Whether any shard has to be fetched."""
         return self._store.remote
 
-    def use_segments(self, samples: int) -> None:
-        """Fetch so many consecutive samples at once from remote shards."""
-        self._store.use_segments(samples)
+    def use_segments(self, samples: int, at_once: int = 1) -> None:
+        """Fetch so many consecutive samples at once from remote shards; ``at_once`` such chunks are read in turn."""
+        self._store.use_segments(samples, at_once)
 
-    def segments(self, indices: Int64Array, positions: Int64Array) -> Needs:
-        """The segments that samples at ``indices`` lie in, each with the position (n,) that needs it."""
+    def segments(
+        self, indices: Int64Array, epochs: Int64Array, positions: Int64Array, runs: Runs | None = None
+    ) -> Needs:
+        """The segments that samples at ``indices`` lie in, with the first and the last position of each epoch's use.
+
+        ``positions``: (n,), ascending, and ``epochs``, (n,), the epoch of each; ``runs``: what is fetched together, by
+        default the chunks of each shard.
+        """
         shards, numbers = self.locate(indices)
-        for shard, number, position in zip(
-            shards.tolist(), numbers.tolist(), positions.tolist(), strict=True
-        ):
-            yield self._store.cache(), self._store.segment(shard, number), position
+        first, stop = self._find_bounds(shards, numbers, runs)
+        starts, sizes = self._starts[shards] + first, stop - first
+        begins = (epochs - epochs[:1]) * self._total + starts
+        keys = begins * (int(sizes.max(initial=0)) + 1) + sizes
+        _, before = np.unique(keys, return_index=True)
+        _, after = np.unique(keys[::-1], return_index=True)
+        for at in np.unique(np.concatenate([before, len(positions) - 1 - after])).tolist():
+            run = int(first[at]), int(stop[at])
+            yield (
+                self._store.cache(),
+                self._store.segment(int(shards[at]), int(numbers[at]), run),
+                int(positions[at]),
+            )
 
-    def read(self, shard: int, number: int) -> Sample:
-        """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError."""
-        key, members = self._store.read(shard, number)
+    def find_together(
+        self, shards: Int64Array, numbers: Int64Array, runs: Runs | None
+    ) -> list[tuple[int, int] | None]:
+        """The samples [first, stop) of its shard that are fetched with each sample; None where nothing is fetched."""
+        if not self.remote:
+            return [None] * len(shards)
+        first, stop = self._find_bounds(shards, numbers, runs)
+        return list(zip(first.tolist(), stop.tolist(), strict=True))
+
+    def _find_bounds(
+        self, shards: Int64Array, numbers: Int64Array, runs: Runs | None
+    ) -> tuple[Int64Array, Int64Array]:
+        if runs is not None and self._indices is None:
+            return numbers - (runs.index - runs.first), numbers + (runs.stop - runs.index)
+        first = numbers - numbers % self._store.segment_samples
+        return first, np.minimum(first + self._store.segment_samples, self.manifest.counts[shards])
+
+    def read(self, shard: int, number: int, run: tuple[int, int] | None = None) -> Sample:
+        """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError.
+
+        ``run``: the samples [first, stop) of the shard that are fetched with it where it is remote.
+        """
+        key, members = self._store.read(shard, number, run)
         try:
             return decode_sample(key, members, self.options)
         except DecodeError as error:

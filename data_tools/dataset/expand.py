@@ -9,7 +9,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from data_tools.dataset.sources import TARS
+from data_tools.dataset.shard_files import TARS
 from data_tools.errors import UserError
 from data_tools.storage.objects import Retry, list_objects
 from data_tools.storage.urls import is_http, is_remote, redacted

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from data_tools.dataset.incomplete import find_incomplete
 from data_tools.dataset.sources import describe_shard, identify
 from data_tools.errors import UserError
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
@@ -70,6 +71,7 @@ def _index_one(with_crc: bool, work: Path, retry: Retry, numbered: tuple[int, st
         "checksum": crc32(data),
         "extensions": dict(found.extensions),
         "bad": [[key, fault] for _, key, fault in found.bad] + [["", fault] for fault in found.faults],
+        "kinds": [[list(kind), count, first] for kind, (count, first) in found.kinds.items()],
     }
 
 
@@ -81,10 +83,10 @@ def index_shards(
 
     Shards inside ``folder``, or below the URL ``base``, are listed by relative name, others by absolute path or URL,
     without what is secret in it. Without CRC, the fingerprint is one of the layout only. Stopped, it goes on with the
-    scans that are done.
+    scans that are done. An archive that is empty is left out, and listed.
 
     Raises:
-        UserError: one is no tar, or there is none at all; no manifest is written then.
+        UserError: one is no tar, or there is none with samples; no manifest is written then.
     """
     files = [unpack(name, fetching) for name in map(str, names)]
     if not files:
@@ -98,15 +100,23 @@ def index_shards(
     assert found is not None, "all parts ran here"
     root = folder.resolve()
     shards, bad, extensions = [], [], Counter[str]()
-    for name, receipt in zip(files, found, strict=True):
+    sidecars, kinds = [], []
+    for number, (name, receipt) in enumerate(zip(files, found, strict=True)):
         url = _relative_url(name, base) if is_remote(name) else _relative(Path(name).resolve(), root)
+        bad += [(url, key, fault) for key, fault in receipt["bad"]]
+        if not receipt["samples"]:  # an empty archive among others is said, and left out
+            continue
+        sidecars.append(f"{number:08d}.sidecar")
+        kinds.append((url, receipt["kinds"]))
         counted = (receipt[column] for column in ("samples", "bad_count", "bytes", "checksum", "version"))
         shards.append(Shard(url, *counted))
         extensions.update(receipt["extensions"])
-        bad += [(url, key, fault) for key, fault in receipt["bad"]]
+    if not shards:
+        raise UserError(f"{redacted(files[0])}: not a usable tar ({bad[0][2]}); remove it or fetch it again")
+    bad += find_incomplete(kinds)
     manifest = make_manifest(shards, tuple(sorted(extensions)), has_crc=with_crc)
-    for number in range(len(files)):
-        work.publish(f"{number:08d}.sidecar", folder / manifest.sidecar_name(number))
+    for number, sidecar in enumerate(sidecars):
+        work.publish(sidecar, folder / manifest.sidecar_name(number))
     write_manifest(manifest, folder)
     for marks in folder.glob(MARKS_FILES):  # of samples as they were before
         marks.unlink(missing_ok=True)

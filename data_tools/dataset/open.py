@@ -16,7 +16,8 @@ from data_tools.dataset.expand import expand
 from data_tools.dataset.index import index_shards, unpack
 from data_tools.dataset.join import absolute_places, keep_joined
 from data_tools.dataset.reader import REFUSED, Store
-from data_tools.dataset.sources import TARS, find_tars, identify
+from data_tools.dataset.shard_files import TARS
+from data_tools.dataset.sources import find_tars, identify
 from data_tools.decode.kinds import PICKLE_EXTENSIONS
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
@@ -218,4 +219,6 @@ def _indexed(tars: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
 
     folder = build_once(fetching.cache / f"index-v{MANIFEST_VERSION}" / digest, build)
     files = [unpack(name, fetching) for name in tars]
-    return Found(folder, sources=[name if is_remote(name) else str(Path(name).resolve()) for name in files])
+    listed = set(read_manifest(folder / MANIFEST_NAME).urls)  # an empty tar is left out
+    named = [name if is_remote(name) else str(Path(name).resolve()) for name in files]
+    return Found(folder, sources=[name for name in named if location_of(name) in listed])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,15 @@ from data_tools.order.shuffle import CHUNK_BYTES
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import cache_errors, make_shared_folder, share
 from data_tools.storage.checksum import crc32
-from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.handles import OpenFile, Recent, allow_open_files
 from data_tools.storage.objects import MissingError, RefusedError, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
 from data_tools.storage.urls import join_url
 
 Int64Array = NDArray[np.int64]
 REFUSED = "give a fresh signature, or credentials (S3: the environment or a profile; http: ~/.netrc)"
+
+SIDECARS_AT_ONCE = 32
 
 
 class Store:
@@ -45,12 +49,16 @@ class Store:
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
         )
         self._cache: SegmentCache | None = None
+        self._at_once = 256  # chunks that are read in turn
         self._prefix = f"{folder}/"
         # pread, not a memory map of the shard: it frees the GIL while the disk works, and a file cut short gives
         # fewer bytes instead of SIGBUS.
-        self._files = Recent(OpenFile, 256)
-        self._sidecars = Recent(self._read_sidecar, 1024)
-        self._valid_rows = Recent(self._find_valid_rows, 1024)
+        kept = allow_open_files(
+            min(1024, len(manifest.urls))
+        )  # a sidecar's memory map keeps its file open, too
+        self._files = Recent(OpenFile, min(256, kept))
+        self._sidecars = Recent(self._read_sidecar, kept)
+        self._valid_rows = Recent(self._find_valid_rows, kept)
         self._changes = Recent(self._find_change, 1024)
         self.marks = self._read_marks()
 
@@ -85,6 +93,15 @@ class Store:
                 f" says {self.manifest.samples[shard]} ({self.manifest.bad[shard]}); run `python -m data_tools index`"
             )
         return sidecar
+
+    def copy_sidecars(self, shards: Iterable[int]) -> None:
+        """Fetch the sidecars of ``shards`` side by side, where they lie elsewhere: each takes a round trip."""
+        if self.base:
+            with ThreadPoolExecutor(SIDECARS_AT_ONCE, thread_name_prefix="sidecar") as pool:
+                for _ in pool.map(
+                    lambda shard: self._copy_sidecar(shard, self.manifest.sidecar_name(shard)), shards
+                ):
+                    pass
 
     def _copy_sidecar(self, shard: int, name: str) -> None:
         """Fetch a sidecar unless the copy here is the one that the manifest means."""
@@ -133,6 +150,7 @@ class Store:
 
     def former_fingerprints(self) -> set[str]:
         """See `find_former_fingerprints`; reads every sidecar."""
+        self.copy_sidecars(range(len(self.manifest.urls)))
         sidecars = (self.sidecar(shard) for shard in range(len(self.manifest.urls)))
         return find_former_fingerprints(self.manifest, sidecars, self.sources)
 
@@ -147,25 +165,47 @@ class Store:
                 else ask_versions(self.manifest, places, self.fetching.retry)
             )
             name = name_cache(self.manifest, places, versions, self.segment_samples)
-            self._cache = SegmentCache(self.fetching.cache / "segments" / name, self.location, self.fetching)
+            self._cache = SegmentCache(
+                self.fetching.cache / "segments" / name, self.location, self.fetching, self._at_once
+            )
         return self._cache
 
     def _find_change(self, shard: int) -> str:
         change = find_change(self.manifest, shard, self.location(shard), self.fetching.retry)
         return f"; the shard {change}" if change else ""
 
-    def use_segments(self, samples: int) -> None:
-        """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read."""
+    def use_segments(self, samples: int, at_once: int = 1) -> None:
+        """Fetch ``samples`` consecutive samples at a time: the chunk of the order that will be read.
+
+        ``at_once`` chunks are read in turn, so the files and sidecars of so many shards are kept open.
+        """
         if samples > 1 and samples != self.segment_samples:
             self.segment_samples, self._cache = samples, None
+        if at_once > self._at_once:
+            self._at_once, self._cache = at_once, None
+            self._files.size = allow_open_files(min(at_once, len(self.manifest.urls)))
+            # remote: those of the chunks that come next are asked for meanwhile
+            self._sidecars.size = self._valid_rows.size = 2 * self._files.size
 
-    def segment(self, shard: int, number: int) -> Segment:
-        """The segment of the ``number``-th valid sample of a shard."""
-        which, sidecar = number // self.segment_samples, self.sidecar(shard)
-        first = self.row(shard, which * self.segment_samples)
-        last = self.row(shard, min((which + 1) * self.segment_samples, int(self.manifest.counts[shard])) - 1)
+    def segment(self, shard: int, number: int, run: tuple[int, int] | None = None) -> Segment:
+        """The segment of the ``number``-th valid sample of a shard: the samples [first, stop) of ``run``.
+
+        Without one, segments are the consecutive chunks of a shard.
+        """
+        if run is None:
+            first = number // self.segment_samples * self.segment_samples
+            run = first, min(first + self.segment_samples, int(self.manifest.counts[shard]))
+        first, stop = run
+        mean = self.manifest.bytes[shard] / max(1, self.manifest.samples[shard])
+        once = stop - first == 1 < self.segment_samples
+        return Segment(shard, first, stop, int(mean * (stop - first)), self._find_range, once)
+
+    def _find_range(self, segment: Segment) -> tuple[int, int]:
+        """(offset, bytes) of a segment in its shard."""
+        sidecar = self.sidecar(segment.shard)
+        first, last = self.row(segment.shard, segment.first), self.row(segment.shard, segment.stop - 1)
         start = int(sidecar.offset[first])
-        return Segment(shard, which, start, int(sidecar.offset[last]) + int(sidecar.size[last]) - start)
+        return start, int(sidecar.offset[last]) + int(sidecar.size[last]) - start
 
     def _find_valid_rows(self, shard: int) -> Int64Array:
         return np.flatnonzero(self.sidecar(shard).valid)
@@ -182,35 +222,38 @@ class Store:
         """Which of a shard's valid samples a row of its sidecar is: the inverse of ``row``."""
         return int(np.searchsorted(self._valid_rows(shard), row)) if self.manifest.bad[shard] else row
 
-    def read(self, shard: int, number: int) -> tuple[str, dict[str, memoryview]]:
+    def read(
+        self, shard: int, number: int, run: tuple[int, int] | None = None
+    ) -> tuple[str, dict[str, memoryview]]:
         """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError.
 
-        One that is marked is not read.
+        One that is marked is not read. ``run``: the samples [first, stop) of the shard that are fetched with it.
         """
         if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
             raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
         if not self.remote:
             return self._parse(shard, number, self._read_local)
+        segment = self.segment(shard, number, run)
         try:
-            return self._parse(shard, number, self._read_remote)
+            return self._parse(shard, number, partial(self._read_remote, segment))
         except DamagedSampleError:  # perhaps damaged on its way, or on this node's disk: fetched once more
-            self.cache().drop(self.segment(shard, number))
-            return self._parse(shard, number, self._read_remote)
+            self.cache().drop(segment)
+            return self._parse(shard, number, partial(self._read_remote, segment))
 
-    def _read_local(self, shard: int, _: int, offset: int, size: int) -> bytes:
+    def _read_local(self, shard: int, offset: int, size: int) -> bytes:
         data: bytes = self._files(self.location(shard)).read(size, offset)
         return data
 
-    def _read_remote(self, shard: int, number: int, offset: int, size: int) -> bytes:
-        return self.cache().read(self.segment(shard, number), offset, size)
+    def _read_remote(self, segment: Segment, _: int, offset: int, size: int) -> bytes:
+        return self.cache().read(segment, offset, size)
 
     def _parse(
-        self, shard: int, number: int, read: Callable[[int, int, int, int], bytes]
+        self, shard: int, number: int, read: Callable[[int, int, int], bytes]
     ) -> tuple[str, dict[str, memoryview]]:
         sidecar, row, url = self.sidecar(shard), self.row(shard, number), self.manifest.urls[shard]
         size = int(sidecar.size[row])
         try:
-            raw = read(shard, number, int(sidecar.offset[row]), size)
+            raw = read(shard, int(sidecar.offset[row]), size)
         except RefusedError as error:  # the whole store's answer, and nothing that a stand-in mends
             raise UserError(f"{error}; {REFUSED}") from None
         except OSError as error:

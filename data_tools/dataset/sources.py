@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from data_tools.dataset.shard_files import TARS, choose_shards
 from data_tools.errors import UserError
-from data_tools.storage.folders import find_files
+from data_tools.storage.folders import walk_folder
 from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import (
     PATIENT,
@@ -18,17 +20,20 @@ from data_tools.storage.objects import (
     describe_object,
     is_remote,
     list_objects,
+    redacted,
 )
 from data_tools.storage.staging import describe_unfinished
 
-TARS = (".tar", ".tar.gz", ".tgz")
+log = logging.getLogger(__name__)
+
 _ASKED_AT_ONCE = 32
 
 
 def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIENT) -> list[str]:
     """The tars that a folder, a prefix of an object store, a glob, or the path or URL of one of them names, sorted.
 
-    Hidden files and folders are left out. None found is an empty list.
+    Hidden files and folders are left out; what else looks like a tar and is not used is told. None found is an empty
+    list.
 
     Raises:
         UserError: the folder is packed in part only, or the store cannot be asked.
@@ -40,7 +45,15 @@ def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIE
         return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))  # noqa: PTH207
     if (unfinished := describe_unfinished(path)) is not None:
         raise UserError(f"{path}: {unfinished}")
-    return sorted(map(str, find_files(path, endings)))
+    return _choose(map(str, walk_folder(path).files), endings)
+
+
+def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
+    """The shards among names, sorted; a warning says what is left out."""
+    used, left_out = choose_shards(names, endings)
+    for name, why in left_out:
+        log.warning("%s: left out: %s", redacted(name), why)
+    return used
 
 
 def _list_tars(prefix: str, endings: tuple[str, ...], retry: Retry) -> list[str]:
@@ -53,9 +66,9 @@ def _list_tars(prefix: str, endings: tuple[str, ...], retry: Retry) -> list[str]
     tars = []
     for name in names:
         relative = _bare(name).removeprefix(below)
-        if name.endswith(endings) and not any(part.startswith(".") for part in relative.split("/")):
+        if not any(part.startswith(".") for part in relative.split("/")):
             tars.append(f"{base}/{relative}" if _bare(name).startswith(below) else name)
-    return tars
+    return _choose(tars, endings)
 
 
 def _bare(url: str) -> str:

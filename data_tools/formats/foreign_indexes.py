@@ -16,6 +16,7 @@ from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
 from data_tools.formats.sidecar import Sidecar
+from data_tools.formats.tar_walk import members
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.checksum import crc32
 from data_tools.storage.objects import is_remote
@@ -32,6 +33,11 @@ def import_wids(path: Path, folder: Path) -> Manifest:
         ) from None
     names = [url if is_remote(url) else str(path.parent / url) for url, _ in listed]
     manifest, _ = index_shards(names, folder)
+    if len(manifest.urls) != len(listed):
+        raise UserError(
+            f"{path}: lists {len(listed)} shards, of which {len(listed) - len(manifest.urls)} hold no samples; index"
+            " the folder with `python -m data_tools index`"
+        )
     for (url, expected), found in zip(listed, manifest.samples.tolist(), strict=True):
         if expected != found:
             raise UserError(
@@ -128,9 +134,13 @@ def export_dali(dataset: Dataset) -> None:
 
 def _components(handle: int, start: int, end: int) -> Iterator[str]:
     """``extension offset size name`` of each member of a sample."""
-    for item in tar.members(lambda offset, size: os.pread(handle, size, start + offset), end - start):
-        parts = tar.split_name(item.name) if isinstance(item, tar.Member) else None
+    for item in members(lambda offset, size: os.pread(handle, size, start + offset), end - start):
+        parts = tar.split_name(item.name) if isinstance(item, tar.Member) and item.is_file else None
         if isinstance(item, tar.Member) and parts is not None:
+            if item.sparse is not None:
+                raise UserError(
+                    f"{item.name}: a sparse member, which DALI cannot read; pack the data again first"
+                )
             yield f"{parts[1]} {start + item.data} {item.size} {item.name}"
 
 

@@ -50,9 +50,15 @@ class ShardWriter:
         self._file: Any = None
         self._rows: list[tuple[int, int, int, int]] = []  # offset, size, crc, length
         self._offset = 0
+        self._last_key = ""
 
     def write(self, key: str, members: Mapping[str, bytes], length: int | None = None) -> None:
-        """Append one sample: ``members`` maps an extension to its bytes."""
+        """Append one sample: ``members`` maps an extension to its bytes.
+
+        Raises UserError for a key that plain webdataset would read back as another: one with a dot in its last part,
+        a hidden or an empty one, or the one before once more; ``tar.escape_key`` makes any key fit.
+        """
+        self._check_key(key, members)
         if self.with_length and length is None:
             raise ValueError(f"sample {key!r} has no length")
         data = b"".join(member_bytes(f"{key}.{extension}", payload) for extension, payload in members.items())
@@ -71,6 +77,17 @@ class ShardWriter:
         self._rows.append((self._offset, len(data), crc32(data), length or 0))
         self._offset += len(data)
         self.extensions.update(members.keys())
+
+    def _check_key(self, key: str, members: Mapping[str, bytes]) -> None:
+        for extension in members:
+            if tar.split_name(f"{key}.{extension}") != (key, extension.lower()):
+                raise UserError(
+                    f"key {key!r}: as {key}.{extension} it would be read back as another sample's; the last part of a"
+                    f" key needs characters, none of them a dot, such as {tar.escape_key(key)!r}"
+                )
+        if self._rows and key == self._last_key:
+            raise UserError(f"key {key!r}: two samples in a row would be read back as one; number them")
+        self._last_key = key
 
     @property
     def _name(self) -> str:

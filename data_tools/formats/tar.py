@@ -2,30 +2,47 @@
 
 A WebDataset sample is a run of consecutive members with one key: ``dir/000123.left.png`` has the key ``dir/000123``
 and the extension ``left.png``. Formats: v7, ustar, GNU long names, pax (what ``tar(1)``, ``tarfile`` and
-``webdataset`` write).
+``webdataset`` write), and GNU's sparse members.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from data_tools.formats.sparse import (
+    MAX_SPARSE_BYTES,
+    SparseMap,
+    check_map,
+    expand,
+    read_header_map,
+    read_pax_map,
+)
+
 BLOCK = 512
-RECORD = 20 * BLOCK  # tar pads archives to whole records
 MAX_EXTENDED_HEADER = 1 << 20  # bytes of a long name or pax header; real ones are below a kilobyte
-MAX_SAMPLE_BYTES = 2 << 30  # one sample with its headers; lengths are u32 in the sidecar
+MAX_EXTENDED_HEADERS = 16  # before one member; real ones have four at most
+MAX_SAMPLE_BYTES = (2 << 30) - 4096  # one sample with its headers: what Linux reads at once
 MAX_SAMPLE_MEMBERS = 256
 
-_ZERO = bytes(BLOCK)
 _NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)  # webdataset's base_plus_ext
-_REGULAR, _EXTENDED = b"0\0 7", b"LKxgX"
+_REGULAR, _EXTENDED, _SPARSE = b"0\0 7", b"LKxgX", b"S"
+_NO_FILES = b"5gDVN"  # folders, and what is said about the archive
 
 
 class TarError(ValueError):
-    """Bytes that are not the tar member they should be."""
+    """Bytes that are not the tar member they should be.
+
+    ``at`` is the block at which they stop being understood, ``name`` the member's as far as it is known;
+    ``in_extension`` says that it is the end of a long name or of pax records, which were at fault.
+    """
+
+    def __init__(self, reason: str, at: int = 0, name: str = "", in_extension: bool = False) -> None:
+        super().__init__(reason)
+        self.at, self.name, self.in_extension = at, name, in_extension
 
 
 class Header(NamedTuple):
@@ -37,52 +54,64 @@ class Header(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A regular file: ``start`` of its first header, ``data`` of its payload, ``end`` of its padding (bytes)."""
+    """A member: ``start`` of its first header, ``data`` of its ``size`` stored bytes, ``end`` of its padding.
+
+    ``sparse`` is the map of a sparse file; ``refusal`` says why the bytes of a file are not to be had, or is empty.
+    """
 
     name: str
+    kind: bytes
     start: int
     data: int
     size: int
     end: int
-
-
-class Damage(NamedTuple):
-    """Bytes [start, end) that are no member; ``name`` is what can still be read of the header's name."""
-
-    start: int
-    end: int
-    name: str
-    reason: str
+    sparse: SparseMap | None = None
+    refusal: str = ""
 
     @property
-    def may_be_joint(self) -> bool:
-        """Whether it looks like the end mark of an archive to which another was appended."""
-        return self.reason.endswith("zeros") and (
-            self.end - self.start == 2 * BLOCK or self.end % RECORD == 0
-        )
+    def is_file(self) -> bool:
+        return self.kind in (b"0", b"\0", b" ", b"7", b"S")
+
+    def payload(self, view: memoryview) -> memoryview:
+        """The file's bytes, where ``view`` is what ``start`` and the other offsets count in."""
+        stored = view[self.data : self.data + self.size]
+        return stored if self.sparse is None else expand(stored, self.sparse)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, lower-case extension) of a member, or None when it belongs to no sample."""
+    """(key, lower-case extension) of a member, or None when it belongs to no sample.
+
+    The key ends at the first dot of the base name. Hidden files, what macOS adds (``._x``, ``__MACOSX/``) and
+    webdataset's own ``__meta__`` belong to none.
+    """
     match = _NAME.match(name)
-    if match is None or (name.startswith("__") and name.endswith("__")):
+    if match is None or (name.startswith("__") and name.endswith("__")) or "__MACOSX/" in name:
         return None
     return match.group(1), match.group(2).lower()
+
+
+def escape_key(key: str) -> str:
+    """The key with each dot of its base name as ``%2E``, since a reader would end it at the first one.
+
+    An empty base name, which no reader takes for a key, becomes ``_``.
+    """
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + (base.replace(".", "%2E") or "_")
 
 
 def parse_header(block: bytes) -> Header:
     """Check and parse one header block (512 bytes); raises TarError."""
     if len(block) != BLOCK:
         raise TarError(f"header cut after {len(block)} of {BLOCK} bytes")
-    if not _checksum_fits(block):
+    if not checksum_fits(block):
         raise TarError("header checksum does not match")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return Header(name.decode("utf-8", "surrogateescape"), _number(block[124:136]), block[156:157])
+    return Header(name.decode("utf-8", "surrogateescape"), tar_number(block[124:136]), block[156:157])
 
 
-def _checksum_fits(block: bytes) -> bool:
+def checksum_fits(block: bytes) -> bool:
     """Whether the sum of the header's bytes is what it says, its checksum field counting as eight spaces.
 
     adler32's low half is 1 + the sum of all bytes (mod 65521): the sum at the speed of C.
@@ -95,30 +124,35 @@ def _checksum_fits(block: bytes) -> bool:
     return ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - expected) % 65521 == 0
 
 
-def _number(field: bytes) -> int:
-    """A size: octal digits, or base-256 when the first bit is set (GNU, for files over 8 GB)."""
+def tar_number(field: bytes) -> int:
+    """A number of a header: octal digits, or base-256 when the first bit is set (GNU, for files over 8 GB)."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.split(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        raise TarError("size is no octal number") from None
+    digits = field.split(b"\0")[0].strip() or b"0"
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:  # int() would take signs and underscores
+        raise TarError("size is no octal number")
+    return int(digits, 8)
 
 
 def padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _pax_records(payload: bytes) -> dict[str, str]:
-    records: dict[str, str] = {}
-    while payload:
-        length, _, _ = payload.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(payload):
+_SPARSE_RECORD = b"GNU.sparse."
+
+
+def _pax_records(payload: bytes) -> list[tuple[str, str]]:
+    """(key, value) of the records that say something here, in order: GNU's sparse maps repeat keys."""
+    records, at = [], 0
+    while at < len(payload):
+        space = payload.find(b" ", at, at + 8)
+        length = payload[at:space]
+        if space < 0 or not length.isdigit() or not space < at + int(length) <= len(payload):
             raise TarError("malformed pax header")
-        record = payload[len(length) + 1 : int(length)]
-        key, _, value = record.partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.rstrip(b"\n").decode("utf-8", "surrogateescape")
-        payload = payload[int(length) :]
+        key, _, value = payload[space + 1 : at + int(length)].partition(b"=")
+        if key in (b"path", b"size") or key.startswith(_SPARSE_RECORD):
+            records.append((key.decode("latin-1"), value.rstrip(b"\n").decode("utf-8", "surrogateescape")))
+        at += int(length)
     return records
 
 
@@ -128,121 +162,96 @@ class _Extended:
 
     name: str | None = None
     size: int | None = None
+    sparse: list[tuple[str, str]] = field(default_factory=list)  # records of GNU.sparse, without that prefix
 
     def apply(self, kind: bytes, payload: bytes) -> None:
         if kind == b"L":
             self.name = payload.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif kind in b"xX":
             records = _pax_records(payload)
-            if any(key.startswith("GNU.sparse") for key in records):
-                raise TarError("sparse member refused")
-            self.name = records.get("path", self.name)
-            if "size" in records:
-                if not records["size"].isdigit():
+            said = dict(records)
+            prefix = _SPARSE_RECORD.decode()
+            self.sparse += [(k.removeprefix(prefix), v) for k, v in records if k.startswith(prefix)]
+            self.name = said.get(f"{prefix}name", said.get("path", self.name))
+            if "size" in said:
+                if not re.fullmatch("[0-9]{1,19}", said["size"]):
                     raise TarError("malformed pax size")
-                self.size = int(records["size"])
+                self.size = int(said["size"])
 
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes
 
 
-def _read_member(read: Read, start: int, end: int) -> tuple[Member, bytes]:
-    """The member whose first header (extended ones included) lies at ``start``, and its type flag."""
-    extended, offset = _Extended(), start
-    while True:
-        header = parse_header(read(offset, BLOCK))
-        offset += BLOCK
-        if not header.kind or header.kind not in _EXTENDED:
-            break
-        if header.size > MAX_EXTENDED_HEADER:
-            raise TarError(f"extended header of {header.size} bytes refused")
-        extended.apply(header.kind, read(offset, header.size))
-        offset += padded(header.size)
+def read_member(read: Read, start: int, end: int) -> Member:
+    """The member whose first header (extended ones included) lies at ``start``; it must end before ``end``.
+
+    Raises TarError, which says how far the bytes were understood.
+    """
+    extended, offset, in_extension = _Extended(), start, False
+    try:
+        for _ in range(MAX_EXTENDED_HEADERS + 1):
+            block = read(offset, BLOCK)
+            header = parse_header(block)
+            if header.kind not in _EXTENDED:
+                return _place(read, start, offset + BLOCK, end, block, header, extended)
+            if header.size > MAX_EXTENDED_HEADER:
+                raise TarError(f"extended header of {header.size} bytes refused")
+            payload = read(offset + BLOCK, header.size)
+            offset += padded(header.size)
+            in_extension = True
+            extended.apply(header.kind, payload)
+            in_extension = False
+            offset += BLOCK
+        raise TarError(f"more than {MAX_EXTENDED_HEADERS} extended headers")
+    except TarError as error:
+        raise TarError(str(error), offset, extended.name or "", in_extension) from None
+
+
+def looks_extended(block: bytes) -> bool:
+    """Whether a damaged header is that of a long name or of pax records, by its name, one byte of which may be hit."""
+    usual = (b"././@LongLink", b"././@PaxHeader")
+    return b"PaxHeader" in block[:100] or any(
+        len(block) == BLOCK and sum(a != b for a, b in zip(name, block, strict=False)) <= 1 for name in usual
+    )
+
+
+def _place(
+    read: Read, start: int, offset: int, end: int, block: bytes, header: Header, extended: _Extended
+) -> Member:
+    """The member of a header (``block`` and what was parsed of it) whose payload begins at ``offset``."""
+    name, kind = header.name if extended.name is None else extended.name, header.kind
     size = header.size if extended.size is None else extended.size
-    if not header.kind or header.kind not in _REGULAR:
-        size = size if header.kind == b"5" or header.kind not in b"12346" else 0
-    name = header.name if extended.name is None else extended.name
+    if kind in b"12346":  # links, devices: whatever their size says, no bytes follow
+        size = 0
+    sparse, refusal, data = None, _refusal(name, kind, block), offset
+    try:
+        if kind == _SPARSE:
+            sparse, taken = read_header_map(block, tar_number, lambda n: read(offset + n * BLOCK, BLOCK))
+            data = offset = offset + taken
+        elif extended.sparse and not refusal:
+            sparse, taken = read_pax_map(
+                extended.sparse, lambda at, n: read(offset + at, max(0, min(n, size - at)))
+            )
+            data += taken
+        if sparse is not None:
+            check_map(sparse, offset + size - data)
+    except ValueError as error:
+        sparse, refusal = None, str(error)
     if offset + size > end:
         raise TarError(f"cut: {max(0, end - offset)} of {size} bytes are there")
-    return Member(name, start, offset, size, offset + padded(size)), header.kind
+    return Member(name, kind, start, data, offset + size - data, offset + padded(size), sparse, refusal)
 
 
-def members(read: Read, size: int) -> Iterator[Member | Damage]:
-    """Regular members of an archive of ``size`` bytes in order, and the stretches that cannot be read.
-
-    After a damaged header the scan goes on at the next block that is a valid one, so that one flipped bit costs one
-    member. Links, devices and folders are passed over.
-    """
-    offset, closed = 0, False
-    while offset < size:
-        block = read(offset, BLOCK)
-        if block == _ZERO:
-            closed = True
-            resume = _next_nonzero(read, offset, size)
-            if resume is None:
-                return
-            yield Damage(offset, resume, "", f"{resume - offset} bytes of zeros")
-            offset = resume
-            continue
-        closed = False
-        try:
-            member, kind = _read_member(read, offset, size)
-        except TarError as error:
-            resume, name = _next_header(read, offset + BLOCK, size), _readable_name(block)
-            if b"PaxHeader" in block[:100] or b"@LongLink" in block[:100]:
-                resume, name = _skip_member(read, resume, size)
-            yield Damage(offset, resume, name, str(error))
-            offset = resume
-            continue
-        if kind and kind in _REGULAR:
-            yield member
-        offset = member.end
-    if not closed:
-        yield Damage(size, size, "", "no end-of-archive mark: the file was cut")
-
-
-def _next_nonzero(read: Read, offset: int, size: int) -> int | None:
-    step = 2048 * BLOCK
-    while offset < size:
-        data = read(offset, step)
-        stripped = data.lstrip(b"\0")
-        if stripped:
-            return (offset + len(data) - len(stripped)) // BLOCK * BLOCK
-        if not data:
-            return None
-        offset += len(data)
-    return None
-
-
-def _next_header(read: Read, offset: int, size: int) -> int:
-    """Offset of the next valid header or of the closing zeros; ``size`` when there is none."""
-    while offset < size:
-        block = read(offset, BLOCK)
-        if block == _ZERO and _next_nonzero(read, offset, size) is None:
-            return offset
-        if block[257:262] == b"ustar":  # v7 headers have no magic: too weak to find again among payload bytes
-            try:
-                parse_header(block)
-            except TarError:
-                pass
-            else:
-                return offset
-        offset += BLOCK
-    return size
-
-
-def _skip_member(read: Read, offset: int, size: int) -> tuple[int, str]:
-    """(end, name) of the member whose extended header was damaged: its own name and size cannot be trusted."""
-    try:
-        header = parse_header(read(offset, BLOCK))
-    except TarError:
-        return offset, ""
-    return _next_header(read, min(size, offset + BLOCK + padded(header.size)), size), header.name
-
-
-def _readable_name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    return name.decode("ascii", "replace") if name.isascii() and name.decode("ascii").isprintable() else ""
+def _refusal(name: str, kind: bytes, block: bytes) -> str:
+    """Why a member has no bytes to give; empty for files, and for what says nothing about a file."""
+    if kind in b"12":
+        target = block[157:257].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        remedy = "--hard-dereference" if kind == b"1" else "--dereference"
+        link = "hard" if kind == b"1" else "symbolic"
+        return f"{name} is a {link} link to {target}, without bytes of its own: repack with `tar {remedy}`"
+    if kind in _REGULAR or kind in _SPARSE:
+        return "the map of a sparse member is lost" if "GNUSparseFile." in name else ""
+    return "" if kind in _NO_FILES else f"{name} is no file (tar type {kind!r})"
 
 
 def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memoryview]]:
@@ -253,17 +262,22 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
     view = memoryview(raw)
     out: dict[str, memoryview] = {}
     sample_key, offset, end = "", 0, len(raw)
+    room = MAX_SPARSE_BYTES
     while offset < end:
-        plain = _plain_member(raw, offset, check)
-        if plain is None:
-            member, kind = _read_member(lambda start, size: raw[start : start + size], offset, end)
-            name, data, size, offset = member.name, member.data, member.size, member.end
-            if not kind or kind not in _REGULAR:
+        plain = plain_header(raw[offset : offset + BLOCK], check)
+        if plain is None or plain[1] > end - offset - BLOCK:
+            member = read_member(lambda start, size: raw[start : start + size], offset, end)
+            name, offset = member.name, member.end
+            if not member.is_file:
                 continue
+            room -= member.sparse.size if member.sparse else 0
+            if member.refusal or room < 0:
+                raise TarError(member.refusal or f"sparse members of more than {MAX_SPARSE_BYTES} bytes")
+            payload = member.payload(view)
         else:
             name, size = plain
-            data = offset + BLOCK
-            offset = data + (size + BLOCK - 1) // BLOCK * BLOCK
+            payload = view[offset + BLOCK : offset + BLOCK + size]
+            offset += BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
         parts = split_name(name)
         if parts is None:
             continue
@@ -271,23 +285,21 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
         if (sample_key and key != sample_key) or extension in out:
             raise TarError(f"member {name!r} does not belong to sample {sample_key!r}")
         sample_key = key
-        out[extension] = view[data : data + size]
+        out[extension] = payload
     if not out:
         raise TarError("no members")
     return sample_key, out
 
 
-def _plain_member(raw: bytes, offset: int, check: bool) -> tuple[str, int] | None:
-    """(name, size) of a regular ustar member with a short name, the usual case; None for any other."""
-    block = raw[offset : offset + BLOCK]
+def plain_header(block: bytes, check: bool = True) -> tuple[str, int] | None:
+    """(name, size) of the header of a regular ustar member with a short name, the usual case; None for any other."""
     if len(block) < BLOCK or block[156] != 0x30 or block[345] or block[124] & 0x80:
         return None
-    if check and not _checksum_fits(block):
+    if check and not checksum_fits(block):
         return None  # the general way says what is wrong
     try:
         size = int(block[124:135], 8)
     except ValueError:
         return None
-    if offset + BLOCK + size > len(raw):
-        return None
-    return block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), size
+    name = block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return None if size < 0 or "GNUSparseFile." in name else (name, size)

@@ -37,6 +37,12 @@ class Layout:
     chunk: int
     group: int
 
+    @property
+    def turn(self) -> int:
+        """Positions after which every lane has come to its next group; 0 where single samples are shuffled."""
+        samples = self.lanes * self.chunk * self.group
+        return samples if samples > 1 else 0
+
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
 
@@ -53,6 +59,28 @@ def choose_layout(samples: int, sample_bytes: float, memory: int = SHUFFLE_MEMOR
 
 _CHUNKS, _GROUPS, _TAIL = 1, 2, 3  # what a derived key is for
 
+FINAL = -1  # in place of a lane's number: the final block
+
+
+@dataclass(frozen=True)
+class Spots:
+    """What positions of one epoch draw from, all of shape (n,): the ``spot``-th sample of a group of ``size``.
+
+    The group is the ``group``-th of ``lane``, or the final block where ``lane`` is FINAL.
+    """
+
+    lane: Int64Array
+    group: Int64Array
+    spot: Int64Array
+    size: Int64Array
+
+    def chunk(self, order: Order) -> tuple[Int64Array, Int64Array]:
+        """(slot of the chunk in the epoch's permutation, sample within the chunk), shapes (n,)."""
+        chunk_in_group, sample = np.divmod(self.spot, order.layout.chunk)
+        slot = (self.group * order.layout.group + chunk_in_group) * order.layout.lanes + self.lane
+        beyond = order.lane_positions // order.layout.chunk  # slots before the final block
+        return np.where(self.lane == FINAL, beyond + chunk_in_group, slot), sample
+
 
 class Order:
     """The order of all epochs of a data set whose shards hold ``counts`` samples each."""
@@ -62,7 +90,7 @@ class Order:
         self.layout, self.seed = layout, seed
         self.samples = int(counts.sum())
         full = counts // layout.chunk
-        self._shard_start = _starts(counts)
+        self._shard_counts, self._shard_start = counts, _starts(counts)
         self._rest_offset = full * layout.chunk  # where a shard's remainder begins, within the shard
         self._full_start = _starts(full)
         self._rest_start = _starts(counts - self._rest_offset)
@@ -88,34 +116,38 @@ class Order:
 
     def epoch_indices(self, within: Int64Array, epoch: int) -> Int64Array:
         """Sample index of each position 0 ≤ ``within`` < samples of one epoch."""
-        if self.layout.chunk == 1 and self.layout.lanes == 1 and self.layout.group == 1:
+        if not self.layout.turn:
             return permute(within, self.samples, derive_key(self.seed, epoch, _CHUNKS))
-        out = np.empty_like(within)
-        in_lanes = within < self.lane_positions
-        out[in_lanes] = self._lane_indices(within[in_lanes], epoch)
-        out[~in_lanes] = self._tail_indices(within[~in_lanes] - self.lane_positions, epoch)
-        return out
+        slot, sample = self.spots(within, epoch).chunk(self)
+        return self._sample_index(slot, sample, epoch)
 
-    def _lane_indices(self, within: Int64Array, epoch: int) -> Int64Array:
+    def spots(self, within: Int64Array, epoch: int) -> Spots:
+        """Where in its group, or in the final block, each position 0 ≤ ``within`` < samples of an epoch draws from."""
+        lane, group, spot, size = (np.empty_like(within) for _ in range(4))
+        in_lanes = within < self.lane_positions
+        lane[in_lanes], group[in_lanes], spot[in_lanes], size[in_lanes] = self._lane_spots(
+            within[in_lanes], epoch
+        )
+        lane[~in_lanes], group[~in_lanes] = FINAL, 0
+        size[~in_lanes] = rest = self.samples - self.lane_positions
+        spot[~in_lanes] = permute(
+            within[~in_lanes] - self.lane_positions, rest, derive_key(self.seed, epoch, _TAIL)
+        )
+        return Spots(lane, group, spot, size)
+
+    def _lane_spots(self, within: Int64Array, epoch: int) -> tuple[Int64Array, ...]:
         lanes, chunk, group = self.layout.lanes, self.layout.chunk, self.layout.group
         step, lane = np.divmod(within, lanes)  # the step-th sample of the lane
-        group_number, offset = np.divmod(step, group * chunk)
-        salt = (group_number * lanes + lane).astype(np.uint64) * np.uint64(_GOLDEN)
+        number, offset = np.divmod(step, group * chunk)
+        salt = (number * lanes + lane).astype(np.uint64) * np.uint64(_GOLDEN)
         keys = mix(salt + np.uint64(derive_key(self.seed, epoch, _GROUPS)))
         last_group, last_chunks = divmod(self.lane_chunks, group)  # the last group may be shorter
-        shuffled = np.empty_like(offset)
-        whole = group_number < last_group
-        shuffled[whole] = permute(offset[whole], group * chunk, keys[whole])
-        shuffled[~whole] = permute(offset[~whole], last_chunks * chunk, keys[~whole])
-        chunk_in_group, sample = np.divmod(shuffled, chunk)
-        return self._sample_index((group_number * group + chunk_in_group) * lanes + lane, sample, epoch)
-
-    def _tail_indices(self, offset: Int64Array, epoch: int) -> Int64Array:
-        """The final block: the chunks beyond the last full round of lanes, then samples that fill no chunk."""
-        size = self.samples - self.lane_positions
-        shuffled = permute(offset, size, derive_key(self.seed, epoch, _TAIL))
-        slot, sample = np.divmod(shuffled + self.lane_positions, self.layout.chunk)
-        return self._sample_index(slot, sample, epoch)
+        size = np.where(number < last_group, group, last_chunks) * chunk
+        spot = np.empty_like(offset)
+        for samples in {group * chunk, last_chunks * chunk}:
+            here = size == samples
+            spot[here] = permute(offset[here], samples, keys[here])
+        return lane, number, spot, size
 
     def _sample_index(self, slot: Int64Array, sample: Int64Array, epoch: int) -> Int64Array:
         """Index of the ``sample``-th sample of the chunk that the epoch's permutation puts into ``slot``."""
@@ -135,6 +167,24 @@ class Order:
         shard = np.searchsorted(self._rest_start, rest, side="right") - 1
         out[~real] = self._shard_start[shard] + self._rest_offset[shard] + rest - self._rest_start[shard]
         return out
+
+    def stretch_indices(
+        self, spots: Spots, low: Int64Array, high: Int64Array, epoch: int
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """(sample index, first, stop), shapes (n,): the run of indices round each spot that shares its fate.
+
+        These are the samples of its chunk and shard whose spots lie in [``low``, ``high``) of the same group.
+        """
+        slot, sample = spots.chunk(self)
+        index = self._sample_index(slot, sample, epoch)
+        begin = spots.spot - sample  # the spot at which the chunk begins
+        first = index - sample + np.maximum(low - begin, 0)
+        stop = index - sample + np.minimum(high - begin, self.layout.chunk)
+        shard = np.searchsorted(self._shard_start, index, side="right") - 1
+        start = self._shard_start[shard]
+        filled = start + self._rest_offset[shard]  # from here on, samples that belong to a virtual chunk
+        first = np.maximum(first, np.where(index >= filled, filled, start))
+        return index, first, np.minimum(stop, start + self._shard_counts[shard])
 
     def state(self) -> dict[str, Any]:
         """What fixes the order, except the position: small, and the same on every rank."""

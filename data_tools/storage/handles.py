@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 256  # descriptors that are left to the rest of the process
+
+MOST_FILES = 1 << 16  # that the process is allowed; some libraries close all that it might have
+
+CACHES = 4  # as large as one another may be: shards, segments, and twice as many sidecars
 
 
 class OpenFile:
@@ -24,12 +34,35 @@ class OpenFile:
             os.close(self.handle)
 
 
+def allow_open_files(wanted: int) -> int:
+    """How many files a cache may keep open, at most ``wanted``; the process is allowed more where the system lets it.
+
+    What is used in turn must fit as a whole: a cache that is one too small has always just dropped the next one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = CACHES * wanted + SPARE_FILES
+    if resource.RLIM_INFINITY != soft < needed:
+        most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        soft = max(soft, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    log.warning(
+        "%d files are read in turn, but this process may open %d only; raise `ulimit -Hn`", wanted, soft
+    )
+    return max(1, (soft - SPARE_FILES) // CACHES)
+
+
 class Recent:
-    """The most recently used values of a function, safe among threads and dropped when pickled."""
+    """The most recently used values of a function, safe among threads and dropped when pickled.
+
+    Of threads that ask for the same value at once, one makes it and the others wait.
+    """
 
     def __init__(self, make: Callable[[Any], Any], size: int) -> None:
-        self._make, self._size = make, size
+        self._make, self.size = make, size
         self._values: OrderedDict[Any, Any] = OrderedDict()
+        self._making: dict[Any, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def __call__(self, key: Any) -> Any:
@@ -37,16 +70,26 @@ class Recent:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        value = self._make(key)
-        with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            try:
+                value = self._make(key)
+            except BaseException:
+                self._making.pop(key, None)
+                raise
+            with self._lock:
+                self._values[key] = value
+                self._making.pop(key, None)
+                while len(self._values) > self.size:
+                    self._values.popitem(last=False)
+            return value
 
     def forget(self, key: Any) -> None:
         with self._lock:
             self._values.pop(key, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recent, (self._make, self._size)
+        return Recent, (self._make, self.size)

@@ -16,7 +16,8 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from data_tools.errors import UserError
 from data_tools.storage.background import GLANCE, DaemonPool, StoppedError, pause
 from data_tools.storage.cache_folder import cache_errors, cache_folder, make_shared_folder, share
-from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.handles import OpenFile, Recent, allow_open_files
 from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole, redacted
 from data_tools.storage.retry import PATIENT
 
@@ -39,7 +40,9 @@ PREFETCH_BYTES = 256 << 20
 
 FETCH_THREADS = 8
 
-LOCKS = 256
+LOCKS = 4096
+
+LOCK_FOLDER = ".locks"  # apart from the segments, which are listed often
 
 _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
@@ -68,31 +71,53 @@ class FetchOptions:
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes [start, start + size) of shard ``shard``; ``number`` counts segments of the shard."""
+    """Samples [first, stop) of shard ``shard``, about ``bytes`` of them.
+
+    Where they lie is asked of ``find`` when it is needed, for that takes the shard's sidecar. What is needed ``once``
+    does not stay in the cache afterwards.
+    """
 
     shard: int
-    number: int
-    start: int
-    size: int
+    first: int
+    stop: int
+    bytes: int
+    find: Callable[[Segment], tuple[int, int]] = field(compare=False, repr=False)
+    once: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.shard:08d}-{self.number:06d}"
+        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}"
+
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        """(offset in the shard, bytes)."""
+        return self.find(self)
+
+    @property
+    def start(self) -> int:
+        return self.range[0]
+
+    @property
+    def size(self) -> int:
+        return self.range[1]
 
 
 class SegmentCache:
     """Segments of one data set on local disk, at most ``capacity`` bytes unless one alone is larger."""
 
-    def __init__(self, folder: Path, url_of: Callable[[int], str], options: FetchOptions) -> None:
-        self.folder, self.url_of = folder, url_of
+    def __init__(
+        self, folder: Path, url_of: Callable[[int], str], options: FetchOptions, at_once: int = 256
+    ) -> None:
+        """``at_once``: segments that are read in turn, so many files are kept open."""
+        self.folder, self.url_of, self.at_once = folder, url_of, at_once
         self.capacity, self.retry = options.cache_bytes, options.retry
         self.prefetch_bytes = options.prefetch_bytes
         self.fetched = self.hits = 0  # segments
-        make_shared_folder(folder)
+        make_shared_folder(folder / LOCK_FOLDER)
         self._start()
 
     def _start(self) -> None:
-        self._files = Recent(OpenFile, 256)
+        self._files = Recent(OpenFile, allow_open_files(self.at_once))
         self._whole: set[int] = set()  # shards of servers that ignore ranges
         self._short: OrderedDict[str, bytes] = OrderedDict()  # segments whose server sent less than promised
         self._lock = threading.Lock()
@@ -101,7 +126,7 @@ class SegmentCache:
         self._next_use: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("folder", "url_of", "capacity", "retry", "prefetch_bytes", "fetched", "hits")
+        kept = ("folder", "url_of", "at_once", "capacity", "retry", "prefetch_bytes", "fetched", "hits")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -137,9 +162,12 @@ class SegmentCache:
             self._whole.add(segment.shard)
             return self._ensure_whole(segment.shard), 0
 
-    def _fetch(self, segment: Segment, path: Path) -> bool:
-        """Fetch a segment unless another process just did; False when it is short and therefore not kept."""
-        with self._locked(segment.name):
+    def _fetch(self, segment: Segment, path: Path, wait: bool = True) -> bool:
+        """Fetch a segment unless another process just did; False when it is short and therefore not kept.
+
+        Raises BlockingIOError where another process is at it and must not be waited for.
+        """
+        with self._locked(segment.name, wait):
             if path.exists():
                 return True
             data = read_range(self.url_of(segment.shard), segment.start, segment.size, self.retry)
@@ -185,7 +213,7 @@ class SegmentCache:
     def expect(self, segment: Segment, position: int) -> bool:
         """Say that a segment will be used at a position, and fetch it in the background if it is not there.
 
-        False when too much is on its way, or needed sooner: say it again later.
+        False when too much is on its way, or what is needed sooner leaves no room: say it again later.
         """
         self._next_use[segment.name] = position = min(position, _NEVER)
         if self._set_next_use(segment, position):
@@ -198,10 +226,10 @@ class SegmentCache:
             if segment.name in self._coming:
                 return True
             coming = sum(size for size, _ in self._coming.values())
-            full = self._coming and coming + segment.size > self.prefetch_bytes
-            if full or not self._room(segment.size, position):
+            full = self._coming and coming + segment.bytes > self.prefetch_bytes
+            if full or not self._room(segment.bytes, position):
                 return False
-            self._coming[segment.name] = segment.size, position
+            self._coming[segment.name] = segment.bytes, position
             self._pool.submit(self._fetch_ahead, segment)
         return True
 
@@ -216,16 +244,22 @@ class SegmentCache:
         return True
 
     def _fetch_ahead(self, segment: Segment) -> None:
-        # whoever needs the segment will try again, and tell
+        # Whoever needs the segment will try again, and tell. Where another rank of this node is at it, that is waited
+        # for by nobody but the reader: meanwhile this one fetches what comes next.
         with suppress(UserError, OSError, StoppedError):
-            self._fetch(segment, self.folder / segment.name)
+            self._fetch(segment, self.folder / segment.name, wait=False)
         with self._lock:
             self._coming.pop(segment.name, None)
 
     def finished(self, segment: Segment) -> None:
         """Say that a segment has no known use left."""
         self._next_use.pop(segment.name, None)
-        self._set_next_use(segment, _NEVER)
+        if not segment.once:
+            self._set_next_use(segment, _NEVER)
+            return
+        self._files.forget(str(self.folder / segment.name))
+        with suppress(FileNotFoundError, PermissionError):
+            (self.folder / segment.name).unlink()
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(next use, bytes, path) of what is cached."""
@@ -265,17 +299,22 @@ class SegmentCache:
             partial.replace(path)
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Exclusive among the threads and processes of the node; a killed process lets go by dying."""
+    def _locked(self, name: str, wait: bool = True) -> Iterator[None]:
+        """Exclusive among the threads and processes of the node; a killed process lets go by dying.
+
+        Raises BlockingIOError where it is held and not to be waited for.
+        """
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
         with cache_errors(self.folder):
-            handle = open_lock(self.folder / f".lock-{slot}")
+            handle = open_lock(self.folder / LOCK_FOLDER / str(slot))
         try:
-            wait = 0.001
+            seconds = 0.001
             while not try_lock(handle):
-                pause(wait)
-                wait = min(2 * wait, GLANCE / 4)
+                if not wait:
+                    raise BlockingIOError(f"{name} is being fetched")
+                pause(seconds)
+                seconds = min(2 * seconds, GLANCE / 4)
             yield
         finally:
             os.close(handle)

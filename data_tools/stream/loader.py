@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_tools.dataset.damage import Damage, Ledger
+from data_tools.dataset.damage import Damage, DamagedSampleError, Ledger
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.batch_sizes import BatchSizes
+from data_tools.order.sharing import share_step
 from data_tools.storage.background import interrupt_by
 from data_tools.storage.prefetch import ReadAhead
 from data_tools.stream.collate import Collate, collate
+from data_tools.stream.incomplete import complete_example
 from data_tools.stream.mixed import Mixture
 from data_tools.stream.process_workers import ProcessPool
 from data_tools.stream.randomness import sample_rng
@@ -39,8 +41,11 @@ class SampleStream(Protocol):
     samples_per_epoch: int
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]: ...
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]: ...
     def read_ahead(self) -> ReadAhead | None: ...
     def shards(self, positions: Int64Array) -> list[list[str]]: ...
+    def share_among(self, nodes: int, node: int) -> None: ...
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None: ...
     def state(self) -> dict[str, Any]: ...
     def adopt(self, state: Mapping[str, Any]) -> None: ...
 
@@ -68,13 +73,14 @@ def pin(made: _MicroBatch) -> _MicroBatch:
 def make_micro_batch(
     stream: SampleStream, transform: Transform, seed: int, positions: Int64Array, collate: Collate = collate
 ) -> _MicroBatch:
-    """Read, transform and collate the samples at ``positions``."""
+    """Read, transform and collate the samples at ``positions``; others stand in for those that lack a field."""
     examples, keys, damages = [], [], []
-    for sample in stream.samples(positions):
-        key = sample["__key__"]
-        keys.append(key)
+    make = partial(make_example, transform=transform, seed=seed)
+    for position, sample in zip(positions.tolist(), stream.samples(positions), strict=True):
+        sample, example = complete_example(stream, position, sample, make)  # noqa: PLW2901 - the one that is taken
+        keys.append(sample["__key__"])
         damages += sample.get("__damage__", ())
-        examples.append(make_example(sample, transform, seed))
+        examples.append(example)
     return collate(examples), keys, damages
 
 
@@ -92,7 +98,9 @@ class Loader:
     """Endless steps of a stream for one rank of ``world_size``.
 
     Step t of a run holds positions [tB, (t + 1)B) for the global batch size B; rank r takes those ≡ r (mod world
-    size), in micro-batches. ``workers`` prepare them ahead, threads or processes; 0 prepares them in the caller's
+    size), in micro-batches. Where shards have to be fetched by many nodes, it takes as many others of the same step,
+    so that its node fetches what no other one does: ``node_size`` successive ranks are one node, the same on all ranks.
+    ``workers`` prepare them ahead, threads or processes; 0 prepares them in the caller's
     thread when they are taken. ``pin_memory`` page-locks them, in a worker thread where there are workers.
     ``batch_size_warmup`` holds stages (global batch size, steps) that come before B.
     ``collate`` makes a batch of what ``transform`` returned.
@@ -102,7 +110,7 @@ class Loader:
         self, stream: SampleStream, transform: Transform, seed: int = 0, global_batch_size: int = 256,
         micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1, workers: int = 0,
         worker_kind: str = "thread", start: int = 0, pin_memory: bool = False, max_damage_rate: float = 0.01,
-        batch_size_warmup: Sequence[tuple[int, int]] = (), collate: Collate = collate,
+        batch_size_warmup: Sequence[tuple[int, int]] = (), collate: Collate = collate, node_size: int = 1,
     ) -> None:  # fmt: skip
         self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
         self.micro_batch_size = micro_batch_size or global_batch_size // world_size
@@ -119,11 +127,15 @@ class Loader:
                 )
         if not 0 <= rank < world_size:
             raise UserError(f"rank={rank}: must lie in [0, {world_size})")
+        if node_size < 1 or world_size % node_size:
+            raise UserError(f"node_size={node_size}: {world_size} ranks are not so many nodes of {node_size}")
         if worker_kind not in ("thread", "process"):
             raise UserError(f"worker_kind={worker_kind!r}: must be 'thread' or 'process'")
         self.stream, self.transform, self.seed, self.collate = stream, transform, seed, collate
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self.workers, self.worker_kind, self.pin_memory = workers, worker_kind, pin_memory
+        self.node_size = node_size
+        stream.share_among(world_size // node_size, rank // node_size)
         self.position = start
         self.ledger = Ledger(max_damage_rate)
         self._pools = ExitStack()
@@ -132,8 +144,10 @@ class Loader:
 
     def _mine(self, position: int) -> Int64Array:
         """This rank's positions of the step at ``position``, shape (global batch size / world_size,)."""
-        first = position + (self.rank - position) % self.world_size
-        return np.arange(first, self._next(position), self.world_size, dtype=np.int64)
+        step = np.arange(position, self._next(position), dtype=np.int64)
+        nodes = self.world_size // self.node_size
+        homes = self.stream.homes(step, nodes) if nodes > 1 else None
+        return share_step(step, homes, self.rank, self.world_size, self.node_size)
 
     def _next(self, position: int) -> int:
         """Where the step after the one at ``position`` starts."""

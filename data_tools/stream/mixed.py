@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.dataset.damage import DamagedSampleError
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.mixture import LONGEST_WINDOW, WINDOW, MixingOrder, choose_window, largest_remainder
-from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.order.sharing import FREE
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.stream.packed import PackedStream
-from data_tools.stream.samples import AHEAD, Stream
+from data_tools.stream.samples import Stream
 
 log = logging.getLogger(__name__)
 
@@ -91,18 +93,41 @@ class Mixture:
         names = list(self.streams)
         readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
         for position, source in zip(positions.tolist(), sources.tolist(), strict=True):
-            sample = next(readers[source])
-            sample["__source__"] = names[source]
-            sample["__key__"] = f"{names[source]}/{sample['__key__']}"
-            if "__damage__" in sample:
-                sample["__damage__"] = [
-                    dataclasses.replace(d, position=position) for d in sample["__damage__"]
-                ]
-            yield sample
+            yield _label(next(readers[source]), names[source], position)
+
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """Other samples of the same source for the place of a damaged or incomplete one; see ``Stream.stand_ins``."""
+        sources, inner = self.order.locate(np.array([position], dtype=np.int64))
+        name = list(self.streams)[int(sources[0])]
+        for sample in self.streams[name].stand_ins(int(inner[0]), error):
+            yield _label(sample, name, position)
+
+    def share_among(self, nodes: int, node: int) -> None:
+        """As of a Stream."""
+        for stream in self.streams.values():
+            stream.share_among(nodes, node)
+
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); FREE, or None, where it makes no difference."""
+        sources, inner = self.order.locate(positions)
+        found = [stream.homes(inner[sources == s], nodes) for s, stream in enumerate(self.streams.values())]
+        if all(homes is None for homes in found):
+            return None
+        home = np.full_like(positions, FREE)
+        for s, homes in enumerate(found):
+            if homes is not None:
+                home[sources == s] = homes
+        return home
 
     def read_ahead(self) -> ReadAhead | None:
-        remote = any(stream.dataset.remote for stream in self.streams.values())
-        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if remote else None
+        remote = [stream for stream in self.streams.values() if stream.dataset.remote]
+        if not remote:
+            return None
+        smallest = min(stream.row_bytes if isinstance(stream, PackedStream) else stream.dataset.sample_bytes
+                       for stream in remote)  # fmt: skip
+        return ReadAhead(
+            self.needs, self.samples_per_epoch, positions_ahead(smallest, self.samples_per_epoch)
+        )
 
     def needs(self, positions: Int64Array) -> Needs:
         sources, inner = self.order.locate(positions)
@@ -160,6 +185,15 @@ class Mixture:
                     name,
                     window,
                 )
+
+
+def _label(sample: Sample, source: str, position: int) -> Sample:
+    """The sample of one stream as the mixture's: its source, its key behind that, positions in the mixture."""
+    sample["__source__"] = source
+    sample["__key__"] = f"{source}/{sample['__key__']}"
+    if "__damage__" in sample:
+        sample["__damage__"] = [dataclasses.replace(d, position=position) for d in sample["__damage__"]]
+    return sample
 
 
 def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:

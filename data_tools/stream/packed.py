@@ -17,10 +17,11 @@ from data_tools.errors import UserError
 from data_tools.order.packing import WINDOW
 from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
+from data_tools.order.sharing import find_runs
 from data_tools.order.shuffle import Order, choose_layout
-from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
-from data_tools.stream.samples import _STAND_IN, AHEAD, ATTEMPTS, Stream, recognise
+from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
@@ -47,8 +48,8 @@ class PackedStream:
         self._window = window
         if not self.plan.rows:
             raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
-        row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
-        layout = choose_layout(self.plan.rows, row_bytes, stream.memory)
+        self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
+        layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
         self.order = Order(np.array([self.plan.rows]), layout, self.seed)
         self.samples_per_epoch = self.plan.rows
         log.info(
@@ -58,6 +59,14 @@ class PackedStream:
             length,
             100 * self.efficiency,
         )
+
+    def share_among(self, nodes: int, node: int) -> None:
+        """As of a Stream; what is fetched with a document does not depend on it."""
+
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
+        remote = self.dataset.remote and self.order.layout.turn
+        return find_runs(self.order, positions, nodes).home if remote else None
 
     @property
     def efficiency(self) -> float:
@@ -86,15 +95,24 @@ class PackedStream:
                 sample["__damage__"] = damages
             yield sample
 
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """None: a row is made here and lacks nothing, and what is damaged in it is padding."""
+        return iter(())
+
     def read_ahead(self) -> ReadAhead | None:
-        return ReadAhead(self.needs, self.samples_per_epoch, AHEAD) if self.dataset.remote else None
+        if not self.dataset.remote:
+            return None
+        ahead = positions_ahead(self.row_bytes, self.plan.rows)
+        return ReadAhead(self.needs, self.plan.rows, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
-        _, rows = self.order.indices(positions)
+        epochs, rows = self.order.indices(positions)
         first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
         pieces = [self.plan.document[a:b] for a, b in zip(first, last, strict=True)]
         documents = np.concatenate([self.plan.document[:0], *pieces])  # a mixture's step may take no row
-        return self.dataset.segments(documents, np.repeat(positions, last - first))
+        return self.dataset.segments(
+            documents, np.repeat(epochs, last - first), np.repeat(positions, last - first)
+        )
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shards that hold the documents of each row at ``positions``."""
@@ -140,9 +158,9 @@ class PackedStream:
     def _document(self, shard: int, number: int, needed: int) -> tuple[str, NDArray[np.integer]]:
         sample = self.dataset.read(shard, number)
         if "tokens" not in sample:
-            raise UserError(
-                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
-            )
+            refuse_without_tokens(self.dataset, sample)
+            reason = "incomplete: has no tokens.npy, as other samples have"
+            raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
         if len(sample["tokens"]) < needed:
             reason = f"{len(sample['tokens'])} tokens, the sidecar promised {needed}"
             raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
@@ -162,7 +180,7 @@ class PackedStream:
 
 
 def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
-    """Tokens of every document, by reading all of them; 0 for one that is damaged."""
+    """Tokens of every document, by reading all of them; 0 for one that is damaged or has none."""
     log.warning("no lengths in the sidecar: reading %d documents once to measure them", len(dataset))
     raw = dataset.with_options(DecodeOptions())
     lengths = np.zeros(len(dataset), dtype=np.int64)
@@ -173,8 +191,13 @@ def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
         except DamagedSampleError:
             continue
         if "tokens" not in sample:
-            raise UserError(
-                f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first"
-            )
+            refuse_without_tokens(dataset, sample)
+            continue
         lengths[i] = len(sample["tokens"])
     return lengths
+
+
+def refuse_without_tokens(dataset: Dataset, sample: Sample) -> None:
+    """Raise UserError for a sample without tokens where no other sample of the data set has them."""
+    if "tokens.npy" not in dataset.manifest.extensions:
+        raise UserError(f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first")

@@ -14,15 +14,14 @@ from data_tools.dataset.dataset import Dataset
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.permutation import derive_key
+from data_tools.order.sharing import Runs, find_runs
 from data_tools.order.shuffle import SHUFFLE_MEMORY, Layout, Order, choose_layout
-from data_tools.storage.prefetch import Needs, ReadAhead
+from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
 
 log = logging.getLogger(__name__)
 
 Int64Array = NDArray[np.int64]
-
-AHEAD = 1024  # positions looked ahead at least
 
 ATTEMPTS = 32  # stand-ins tried for one damaged sample before the data set is given up
 
@@ -46,7 +45,8 @@ class Stream:
         self.order = Order(dataset.counts, chosen, seed)
         self.samples_per_epoch = len(dataset)
         self.fingerprint = dataset.fingerprint
-        dataset.use_segments(chosen.chunk)
+        self.share_among(1, 0)
+        dataset.use_segments(chosen.chunk, chosen.lanes * chosen.group)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position ≥ 0, with ``__epoch__``; a damaged one is replaced and listed in ``__damage__``."""
@@ -54,27 +54,53 @@ class Stream:
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
         """The samples at many positions, shape (n,): the order is computed for all of them at once."""
-        epochs, indices = self.order.indices(positions)
+        runs = self._runs(positions)
+        epochs, indices = self.order.indices(positions) if runs is None else (runs.epoch, runs.index)
         shards, numbers = self.dataset.locate(indices)
-        rows = zip(positions.tolist(), epochs.tolist(), shards.tolist(), numbers.tolist(), strict=True)
-        for position, epoch, shard, number in rows:
+        together = self.dataset.find_together(shards, numbers, runs)
+        rows = zip(
+            positions.tolist(), epochs.tolist(), shards.tolist(), numbers.tolist(), together, strict=True
+        )
+        for position, epoch, shard, number, run in rows:
             try:
-                sample = self.dataset.read(shard, number)
+                sample = self.dataset.read(shard, number, run)
             except DamagedSampleError as error:
-                sample = self._stand_in(position, error)
+                other = next(self.stand_ins(position, error), None)
+                if other is None:
+                    raise UserError(
+                        f"{error}; {ATTEMPTS} stand-ins failed too; run `python -m data_tools verify` on the data"
+                    ) from None
+                sample = other
             sample["__epoch__"] = epoch
             yield sample
 
+    def share_among(self, nodes: int, node: int) -> None:
+        """Say which of how many nodes reads here: what is fetched with a sample depends on it, and nothing else."""
+        self._nodes, self._node = nodes, node
+
+    def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
+        """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
+        return find_runs(self.order, positions, nodes).home if self._has_runs else None
+
+    @property
+    def _has_runs(self) -> bool:
+        return self.dataset.remote and self.order.layout.turn > 0
+
+    def _runs(self, positions: Int64Array) -> Runs | None:
+        """What this node fetches with the sample at each position; None where it goes by the chunks of each shard."""
+        return find_runs(self.order, positions, self._nodes, self._node) if self._has_runs else None
+
     def read_ahead(self) -> ReadAhead | None:
         """What fetches remote samples before they are needed; None when everything lies on this machine."""
-        window = 2 * self.order.layout.lanes * self.order.layout.chunk * self.order.layout.group
-        return (
-            ReadAhead(self.needs, self.samples_per_epoch, max(window, AHEAD)) if self.dataset.remote else None
-        )
+        if not self.dataset.remote:
+            return None
+        ahead = positions_ahead(self.dataset.sample_bytes, self.samples_per_epoch)
+        return ReadAhead(self.needs, self.samples_per_epoch, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
-        _, indices = self.order.indices(positions)
-        return self.dataset.segments(indices, positions)
+        runs = self._runs(positions)
+        epochs, indices = self.order.indices(positions) if runs is None else (runs.epoch, runs.index)
+        return self.dataset.segments(indices, epochs, positions, runs)
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shard of each sample at ``positions``; of a damaged one, its own and not its stand-in's."""
@@ -87,8 +113,11 @@ class Stream:
         _, indices = self.order.indices(positions)
         return positions[~np.isin(indices, self.dataset.marked)]
 
-    def _stand_in(self, position: int, error: DamagedSampleError) -> Sample:
-        """Another sample in place of a damaged one; every other position keeps its own."""
+    def stand_ins(self, position: int, error: DamagedSampleError) -> Iterator[Sample]:
+        """Other samples for the place of a damaged or incomplete one, in a fixed order; the others keep theirs.
+
+        Each lists in ``__damage__`` what it stands in for. They end after ``ATTEMPTS`` at most.
+        """
         damages = [Damage.at(position, error)]
         for attempt in range(ATTEMPTS):
             index = derive_key(self.seed, position, attempt, _STAND_IN) % len(self.dataset)
@@ -97,10 +126,8 @@ class Stream:
             except DamagedSampleError:
                 continue
             sample["__damage__"] = damages
-            return sample
-        raise UserError(
-            f"{error}; {ATTEMPTS} stand-ins failed too; run `python -m data_tools verify` on the data"
-        )
+            sample["__epoch__"] = position // self.samples_per_epoch
+            yield sample
 
     def state(self) -> dict[str, Any]:
         """What the order depends on, except the position: small, JSON-able, equal on all ranks."""

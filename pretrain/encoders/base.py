@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from data_tools.dataset.damage import IncompleteSampleError
 from data_tools.errors import UserError
 from data_tools.stream.collate import collate
 from pretrain.encoders.hf_model import read_hf_config, split_settings
@@ -129,12 +130,14 @@ def field(sample: dict[str, Any], name: str) -> Any:
     """A field of a sample; `json.party` reaches into a member.
 
     Raises:
-        UserError: the sample has no such field.
+        IncompleteSampleError: the sample has no such field; a loader then takes another.
     """
     value: Any = sample
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             has = ", ".join(sorted(key for key in sample if not key.startswith("__")))
-            raise UserError(f"sample {sample.get('__key__')!r}: has no field {name!r}; it has: {has}")
+            raise IncompleteSampleError(
+                f"sample {sample.get('__key__')!r}: has no field {name!r}; it has: {has}", name
+            )
         value = value[part]
     return value

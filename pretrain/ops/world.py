@@ -48,11 +48,21 @@ class World:
         dist.broadcast(received, src=source)
         return received
 
+    def find_node_size(self) -> int:
+        """How many ranks a node has, on every rank as rank 0 is told; 1 where the ranks do not make such nodes."""
+        told = int(self.broadcast(torch.tensor(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+        return whole_nodes(self.size, told)
+
     def start_sum(self, values: Tensor) -> PendingSum:
         """Begin to sum a tensor of the host over ranks, in place; nothing is waited for."""
         if self.size == 1:
             return PendingSum(values, None)
         return PendingSum(values, dist.all_reduce(values, async_op=True))
+
+
+def whole_nodes(ranks: int, node_size: int) -> int:
+    """``node_size`` where so many ranks at a time make up all ``ranks``; else 1: each rank stands for itself."""
+    return node_size if node_size > 0 and ranks % node_size == 0 else 1
 
 
 class PendingSum:

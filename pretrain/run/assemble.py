@@ -42,7 +42,7 @@ def assemble_trainer(
         objective: as built; the engine spreads its roles.
         load: gives the roles weights from files, as `Engine.prepare` has it.
     """
-    loader = build_loader(config, objective, sources, engine.world)
+    loader = build_loader(config, objective, sources, engine.world, engine.world.find_node_size())
     prepare_engine(config, objective, engine, load)
     return Trainer(
         config, objective, loader, engine, total_steps, tracker=tracker, checkpoints=checkpoints, meter=meter

@@ -22,6 +22,7 @@ from pretrain.config.load import build_config
 from pretrain.data import build_loader, count_steps, first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.objectives.base import Objective
+from pretrain.ops.world import whole_nodes
 from pretrain.report.run_summary import read_mapping
 from pretrain.run.changes import position_of, settings_at, total_steps_at
 from pretrain.run.folder import load_run_config
@@ -48,8 +49,9 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
         UserError: not a run folder, no such step, or a number of ranks that cannot share the batch.
     """
     config = build_config(settings_at(run, step, load_run_config(run)))
+    environment = read_mapping(run / "environment.json")
     if ranks is None:
-        ranks = int(read_mapping(run / "environment.json").get("processes", 1))
+        ranks = int(environment.get("processes", 1))
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: must be at least 1")
     check_world_size(config, ranks)
@@ -59,7 +61,10 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
         raise UserError(f"--step {step}: the run {run} has steps 1 to {total}")
     objective = build_objective(config, first_of(sources))
     position = position_of(run, step, config)
-    loaders = [build_loader(config, objective, sources, World(rank, ranks)) for rank in range(ranks)]
+    node_size = whole_nodes(ranks, int(environment.get("processes_per_node", 1)))
+    loaders = [
+        build_loader(config, objective, sources, World(rank, ranks), node_size) for rank in range(ranks)
+    ]
     steps = [take(loader, position, run) for loader in loaders]
     path = make_replay_folder(run) / f"step_{step}_batch"
     arrays = {

@@ -110,6 +110,7 @@ def describe_environment() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": gpus(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes_per_node": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "git": git_state(Path(__file__).resolve().parents[2]),
         "command": redact_command(command_line()),
     }

@@ -30,7 +30,8 @@ class MetricsFile:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; numbers may be Python's, NumPy's or one-element tensors."""
-        data = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False)
+        data = text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate as JSON writes it
         with full_disk_explained(self.path, len(data)):
             while data:  # a write may be short when the disk is nearly full or a signal arrives
                 data = data[os.write(self.descriptor, data) :]

@@ -23,6 +23,7 @@ from data_tools.formats.manifest import (
     write_manifest,
 )
 from data_tools.formats.shard_writer import ShardWriter
+from data_tools.formats.tar import escape_key
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.staging import PACKING, Staging
@@ -34,6 +35,7 @@ class Packed(NamedTuple):
     """One sample to write: ``members`` by extension, ``length`` for the sidecar where the source knows it.
 
     ``note``: what the user is told of such samples, once and with their number.
+    Dots in the last part of the key are written as ``%2E``: plain webdataset would end it at the first one.
     """
 
     key: str
@@ -146,7 +148,7 @@ def _pack_job(
             if isinstance(item, Skipped):
                 skipped.append(item)
             else:
-                writer.write(item.key, item.members, item.length)
+                writer.write(escape_key(item.key), item.members, item.length)
                 notes.update([item.note] if item.note else [])
                 labels.update([item.members["cls"].decode()] if "cls" in item.members else [])
         shards = writer.close()
