@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from data_tools.storage.options import StorageOptions as StorageOptions
     from data_tools.storage.retry import Retry as Retry
     from data_tools.storage.segments import FetchOptions as FetchOptions
+    from data_tools.stream.collate import Pad as Pad
+    from data_tools.stream.collate import collate as collate
     from data_tools.stream.evaluation import evaluation_batches as evaluation_batches
     from data_tools.stream.loader import Loader as Loader
     from data_tools.stream.mixed import Mixture as Mixture
     from data_tools.stream.packed import PackedStream as PackedStream
     from data_tools.stream.samples import Stream as Stream
+    from data_tools.stream.torch_dataset import StreamDataLoader as StreamDataLoader
     from data_tools.stream.torch_dataset import StreamDataset as StreamDataset
 
 _HOMES = {
@@ -35,12 +38,15 @@ _HOMES = {
     "Loader": "stream.loader",
     "Mixture": "stream.mixed",
     "PackedStream": "stream.packed",
+    "Pad": "stream.collate",
     "Retry": "storage.retry",
     "ShardWriter": "formats.shard_writer",
     "StorageOptions": "storage.options",
     "Stream": "stream.samples",
+    "StreamDataLoader": "stream.torch_dataset",
     "StreamDataset": "stream.torch_dataset",
     "UserError": "errors",
+    "collate": "stream.collate",
     "evaluation_batches": "stream.evaluation",
     "finish_dataset": "formats.shard_writer",
     "open_dataset": "dataset.open",

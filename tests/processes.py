@@ -19,7 +19,8 @@ QUIET = ("tracking.wandb.mode=disabled", "tracking.picture_every=0", "tracking.r
 """Settings of a run without what costs more than its steps, for tests that are not about that."""
 CLOCKED = (
     "time", "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
-    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+    "straggler_wait", "slowest_rank", "communication", "communication_exposed", "data_reading", "data_decoding",
+    "data_transforming", "read_mib_per_second",
 )  # fmt: skip
 """Values of a logged line that depend on the machine and the moment."""
 

@@ -1,4 +1,4 @@
-"""Parsers of the commands that look at data: stats, show."""
+"""Parsers of the commands that look at data: stats, show, bench."""
 
 from __future__ import annotations
 
@@ -90,4 +90,43 @@ def _run_show(a: argparse.Namespace) -> int:
         print(f"{a.output}: {len(samples)} of {len(dataset):,} samples")
     else:
         print("\n".join(excerpt(sample, classes) for sample in samples))
+    return 0
+
+
+def add_bench(commands: Any) -> None:
+    parser = command(
+        commands, "bench", _run_bench, "how many samples a second machine and storage give, and the workers advised",
+        "bench shards/ --seconds 20 --image-size 224",
+    )  # fmt: skip
+    parser.add_argument("data", help="data set: folder, URL, glob or sample:NAME")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=10,
+        help="measure about so long (default: 10); processes start besides",
+    )
+    parser.add_argument("--batch-size", type=positive, default=64, help="samples (default: 64)")
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        help="resize pictures to such squares, as a recipe does (default: as they are)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+
+
+def _run_bench(a: argparse.Namespace) -> int:
+    from data_tools.commands.bench import bench, describe
+    from data_tools.dataset.open import open_dataset
+    from data_tools.storage.atomic import write_atomically
+
+    dataset = open_dataset(a.data)
+    where = "elsewhere" if dataset.remote else "on this machine"
+    print(
+        f"{a.data}: {len(dataset):,} samples of {dataset.sample_bytes / 1000:,.3g} kB in"
+        f" {len(dataset.manifest.urls):,} shard(s) {where}"
+    )
+    found = bench(dataset, a.seconds, a.batch_size, a.image_size)
+    print("\n".join(describe(found)))
+    if a.json is not None:
+        write_atomically(a.json, json.dumps(found.as_dict(), indent=1).encode())
     return 0

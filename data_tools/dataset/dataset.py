@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from data_tools.formats.manifest import LAYOUT_ONLY, Manifest
 from data_tools.formats.marks import Mark
 from data_tools.formats.sidecar import Sidecar
 from data_tools.order.sharing import Runs
+from data_tools.storage import counters
 from data_tools.storage.prefetch import Needs
 from data_tools.storage.segments import FetchOptions
 
@@ -184,6 +188,31 @@ class Dataset:
         """The whole sidecar of a shard, samples included that indexing left out."""
         return self._store.sidecar(shard)
 
+    @cached_property
+    def keys_repeat(self) -> bool:
+        """Whether shards number their samples anew, so that samples of different shards have the same key.
+
+        Told by the first samples of the first two shards, and of the first two with one file name: folders that were
+        packed apart. Data of which only a few keys repeat are not noticed.
+        """
+        used = np.flatnonzero(self.manifest.counts).tolist()
+        first: dict[str, int] = {}
+        names = ((shard, self.manifest.urls[shard].rsplit("/", 1)[-1]) for shard in used)
+        twins = next(((first[n], s) for s, n in names if first.setdefault(n, s) != s), ())
+        return any(
+            not self._first_keys(pair[0]).isdisjoint(self._first_keys(pair[1]))
+            for pair in (used[:2], twins)
+            if len(pair) == 2
+        )
+
+    def _first_keys(self, shard: int) -> set[str]:
+        """The keys of a shard's first samples; several, for the first one of another shard may be damaged."""
+        keys = set()
+        for number in range(min(4, int(self.manifest.counts[shard]))):
+            with suppress(DamagedSampleError):
+                keys.add(self._store.read(shard, number)[0])
+        return keys
+
     def valid_sidecar(self, shard: int) -> Sidecar:
         """The sidecar's rows of valid samples only, whatever is selected."""
         sidecar = self._store.sidecar(shard)
@@ -243,8 +272,17 @@ class Dataset:
 
         ``run``: the samples [first, stop) of the shard that are fetched with it where it is remote.
         """
+        counts = counters.counts
+        counts.samples += 1
+        timed = counts.samples % counters.TIMED == 0
+        began = time.perf_counter() if timed else 0.0
         key, members = self._store.read(shard, number, run)
+        read = time.perf_counter() if timed else 0.0
         try:
             return decode_sample(key, members, self.options)
         except DecodeError as error:
             raise DamagedSampleError(self.manifest.urls[shard], key, str(error)) from None
+        finally:
+            if timed:
+                counts.reading += counters.TIMED * (read - began)
+                counts.decoding += counters.TIMED * (time.perf_counter() - read)

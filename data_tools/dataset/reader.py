@@ -18,6 +18,7 @@ from data_tools.formats.manifest import Manifest
 from data_tools.formats.marks import Marks, parse_marks
 from data_tools.formats.sidecar import Sidecar, read_sidecar
 from data_tools.order.shuffle import CHUNK_BYTES
+from data_tools.storage import counters
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import cache_errors, make_shared_folder, share
 from data_tools.storage.checksum import crc32
@@ -261,6 +262,7 @@ class Store:
             raise DamagedSampleError(url, f"#{row}", reason) from None
         if len(raw) != size:
             raise DamagedSampleError(url, f"#{row}", f"cut: {len(raw)} of {size} bytes")
+        counters.counts.read_bytes += size
         compared = sidecar.crc is not None and self.fetching.checksums
         intact = compared and crc32(raw) == sidecar.crc[row]  # type: ignore[index]
         try:

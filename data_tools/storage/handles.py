@@ -8,7 +8,34 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
+
+
+class Forked(Protocol):
+    """What cannot be used as it is in a process that is forked: it has locks, threads, connections."""
+
+    def begin_in_child(self) -> None: ...
+
+
+_forked: WeakSet[Any] = WeakSet()
+
+
+def renew_when_forked(what: Forked) -> None:
+    """Call ``what.begin_in_child()`` in every forked process, such as a DataLoader's workers, before anything else.
+
+    None of this process's threads live on there, and a lock that one of them holds is held for ever.
+    """
+    _forked.add(what)
+
+
+def _begin_in_child() -> None:
+    for what in list(_forked):
+        what.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +90,11 @@ class Recent:
         self._make, self.size = make, size
         self._values: OrderedDict[Any, Any] = OrderedDict()
         self._making: dict[Any, threading.Lock] = {}
+        self._lock = threading.Lock()
+        renew_when_forked(self)
+
+    def begin_in_child(self) -> None:
+        """The values are as good here, but whoever held the lock is not here."""
         self._lock = threading.Lock()
 
     def __call__(self, key: Any) -> Any:

@@ -109,9 +109,11 @@ class ReadAhead:
             self._waiting.append((cache, segment, use))
 
     def close(self) -> None:
-        """Stop fetching ahead; the plan begins anew with the next `advance`."""
+        """Stop fetching ahead, and keep nothing for its sake; the plan begins anew with the next `advance`."""
         for cache in self._caches.values():
             cache.close()
+        for cache, segment, _ in self._visits.values():
+            cache.finished(segment)
         self._waiting.clear()
         self._visits.clear()
         self._planned, self._credit = -1, 0.0

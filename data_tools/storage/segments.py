@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
+from data_tools.storage import counters
 from data_tools.storage.background import GLANCE, DaemonPool, StoppedError, pause
 from data_tools.storage.cache_folder import cache_errors, cache_folder, make_shared_folder, share
-from data_tools.storage.handles import OpenFile, Recent, allow_open_files
+from data_tools.storage.handles import OpenFile, Recent, allow_open_files, renew_when_forked
 from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole, redacted
 from data_tools.storage.retry import PATIENT
 
@@ -115,6 +116,11 @@ class SegmentCache:
         self.fetched = self.hits = 0  # segments
         make_shared_folder(folder / LOCK_FOLDER)
         self._start()
+        renew_when_forked(self)
+
+    def begin_in_child(self) -> None:
+        """Nothing is on its way here: the threads that fetch are the parent's."""
+        self._start()
 
     def _start(self) -> None:
         self._files = Recent(OpenFile, allow_open_files(self.at_once))
@@ -132,6 +138,7 @@ class SegmentCache:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._start()
+        renew_when_forked(self)
 
     def read(self, segment: Segment, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of the shard, which lie in ``segment``; fewer where the data end."""
@@ -154,7 +161,9 @@ class SegmentCache:
         path = self.folder / segment.name
         if path.exists():
             self.hits += 1
+            counters.counts.cache_hits += 1
             return path, segment.start
+        counters.counts.cache_misses += 1
         try:
             return (path if self._fetch(segment, path) else None), segment.start
         except NoRangesError:
@@ -172,6 +181,7 @@ class SegmentCache:
                 return True
             data = read_range(self.url_of(segment.shard), segment.start, segment.size, self.retry)
             self.fetched += 1
+            counters.counts.fetched_bytes += len(data)
             if len(data) < segment.size:
                 self._short[segment.name] = data
                 if len(self._short) > 64:
@@ -195,6 +205,7 @@ class SegmentCache:
                     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
                     try:
                         read_whole(self.url_of(shard), partial, self.retry)
+                        counters.counts.fetched_bytes += partial.stat().st_size
                         with cache_errors(self.folder):
                             self._admit(partial, path)
                         self.fetched += 1
@@ -294,6 +305,7 @@ class SegmentCache:
                 ):  # another user's, in a folder where everybody removes their own only
                     old.unlink(missing_ok=True)
                     self._files.forget(str(old))
+                    counters.counts.cache_evictions += 1
                     total -= bytes_
             share(partial)
             partial.replace(path)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from data_tools.dataset.dataset import Dataset
-from data_tools.stream.collate import Collate, collate
-from data_tools.stream.loader import Transform, make_example
+from data_tools.stream.collate import Collate, collate, collate_named
+from data_tools.stream.loader import Transform, make_example, name_sample
+from data_tools.stream.samples import draw_by_shard
 
 
 def evaluation_batches(
     dataset: Dataset, transform: Transform, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
     collate: Collate = collate,
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:  # fmt: skip
+) -> Iterator[tuple[dict[str, Any], list[str]]]:  # fmt: skip
     """Every sample exactly once over all ranks, in manifest order: rank r takes indices ≡ r (mod world size).
 
     Samples that `verify` marked are left out. Ranks may have unequal numbers of batches, and the last may be smaller.
@@ -29,6 +30,12 @@ def evaluation_batches(
         for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
             sample = dataset.read(shard, number)
             sample["__epoch__"] = 0
+            if dataset.keys_repeat:
+                draw_by_shard(sample, shard)
             keys.append(sample["__key__"])
-            examples.append(make_example(sample, transform, seed))
-        yield collate(examples), keys
+            try:
+                examples.append(make_example(sample, transform, seed))
+            except Exception as error:
+                name_sample(error, keys[-1], [dataset.manifest.urls[shard]])
+                raise
+        yield collate_named(collate, examples, keys), keys

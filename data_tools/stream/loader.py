@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +22,11 @@ from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.batch_sizes import BatchSizes
 from data_tools.order.sharing import share_step
+from data_tools.storage import counters
 from data_tools.storage.background import interrupt_by
+from data_tools.storage.counters import Counts
 from data_tools.storage.prefetch import ReadAhead
-from data_tools.stream.collate import Collate, collate
+from data_tools.stream.collate import Collate, collate, collate_named
 from data_tools.stream.incomplete import complete_example
 from data_tools.stream.mixed import Mixture
 from data_tools.stream.process_workers import ProcessPool
@@ -56,42 +60,69 @@ class Step:
 
     position: int
     epoch: int
-    micro_batches: list[dict[str, Tensor]]
+    micro_batches: list[dict[str, Any]]
     keys: list[list[str]]
     damages: list[Damage] = field(default_factory=list)
 
 
-_MicroBatch = tuple[dict[str, Tensor], list[str], list[Damage]]
+_MicroBatch = tuple[dict[str, Any], list[str], list[Damage]]
+_Made = tuple[_MicroBatch, Counts | None]  # with what another process counted when it made it
 
 
 def pin(made: _MicroBatch) -> _MicroBatch:
     """The micro-batch in page-locked memory, which a copy to the device does not wait for; a copy itself."""
     batch, keys, damages = made
-    return {name: tensor.pin_memory() for name, tensor in batch.items()}, keys, damages
+    pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+    return pinned, keys, damages
 
 
 def make_micro_batch(
     stream: SampleStream, transform: Transform, seed: int, positions: Int64Array, collate: Collate = collate
 ) -> _MicroBatch:
     """Read, transform and collate the samples at ``positions``; others stand in for those that lack a field."""
-    examples, keys, damages = [], [], []
+    began = time.perf_counter()
+    examples: list[dict[str, Any]] = []
+    keys: list[str] = []
+    damages: list[Damage] = []
     make = partial(make_example, transform=transform, seed=seed)
     for position, sample in zip(positions.tolist(), stream.samples(positions), strict=True):
-        sample, example = complete_example(stream, position, sample, make)  # noqa: PLW2901 - the one that is taken
+        try:
+            sample, example = complete_example(stream, position, sample, make)  # noqa: PLW2901 - the one that is taken
+        except Exception as error:
+            name_sample(error, sample["__key__"], stream.shards(positions[len(keys) : len(keys) + 1])[0])
+            raise
         keys.append(sample["__key__"])
         damages += sample.get("__damage__", ())
         examples.append(example)
-    return collate(examples), keys, damages
+    made = collate_named(collate, examples, keys), keys, damages
+    counters.counts.making += time.perf_counter() - began
+    return made
+
+
+def make_elsewhere(
+    stream: SampleStream, transform: Transform, seed: int, collate: Collate, positions: Int64Array
+) -> _Made:
+    """A micro-batch made in a worker process, and what has come to that process's counts."""
+    return make_micro_batch(stream, transform, seed, positions, collate), counters.take_new()
 
 
 def make_example(sample: Sample, transform: Transform, seed: int) -> dict[str, Any]:
-    """Transform a sample; an error that the transform raises gets a note that names the sample."""
-    key = sample["__key__"]
-    try:
-        return transform(sample, sample_rng(seed, sample["__epoch__"], key))
-    except Exception as error:
-        error.add_note(f"while the sample {key!r} was transformed")
-        raise
+    """Transform a sample with the random numbers that are its own."""
+    drawn_by: str = sample.get("__drawn_by__") or sample["__key__"]
+    return transform(sample, sample_rng(seed, sample["__epoch__"], drawn_by))
+
+
+def name_sample(error: Exception, key: str, shards: Sequence[str]) -> None:
+    """Say in an error that a transform raised of which sample of which shards it is."""
+    place = f"the sample {key!r} of {', '.join(shards)}"
+    if isinstance(error, UserError):  # its text is all that is shown of it
+        error.args = (f"{error} (in {place})",)
+    error.add_note(f"while {place} was transformed")
+
+
+def _open(pools: ExitStack, pool: ThreadPoolExecutor) -> ThreadPoolExecutor:
+    pools.callback(pool.shutdown, wait=True, cancel_futures=True)
+    return pool
 
 
 class Loader:
@@ -140,18 +171,36 @@ class Loader:
         self.ledger = Ledger(max_damage_rate)
         self._pools = ExitStack()
         self._reader: ReadAhead | None = None
+        self._stride = 1  # steps from one that is made here to the next one; the others are made elsewhere
         self._stale = False  # what was prepared ahead is no longer what is wanted
+
+    def share_of_worker(self, worker: int, workers: int) -> Loader:
+        """A loader of the steps ``worker``, ``worker`` + ``workers``, … from here on, made in its caller's thread.
+
+        For processes that somebody else starts: batches are not pinned, for that is up to the process that takes them.
+        """
+        share = copy.copy(self)
+        share.workers, share.pin_memory, share._pools, share._reader = 0, False, ExitStack(), None
+        share.position = self._after(self.position, worker)
+        share._stride = workers
+        return share
+
+    def _after(self, position: int, steps: int) -> int:
+        """Where a step starts that comes ``steps`` after the one at ``position``."""
+        for _ in range(steps):
+            position += self.batch_sizes.at(position)
+        return position
 
     def _mine(self, position: int) -> Int64Array:
         """This rank's positions of the step at ``position``, shape (global batch size / world_size,)."""
-        step = np.arange(position, self._next(position), dtype=np.int64)
+        step = np.arange(position, self._after(position, 1), dtype=np.int64)
         nodes = self.world_size // self.node_size
         homes = self.stream.homes(step, nodes) if nodes > 1 else None
         return share_step(step, homes, self.rank, self.world_size, self.node_size)
 
     def _next(self, position: int) -> int:
-        """Where the step after the one at ``position`` starts."""
-        return position + self.batch_sizes.at(position)
+        """Where the step starts that is made here after the one at ``position``."""
+        return self._after(position, self._stride)
 
     def micro_positions(self, position: int) -> list[Int64Array]:
         """This rank's positions of the step at ``position``, micro-batch by micro-batch."""
@@ -160,64 +209,62 @@ class Loader:
 
     def __iter__(self) -> Iterator[Step]:
         """Steps from the current position on. ``position`` moves as each step is taken, not as it is prepared."""
+        while True:
+            self._stale = False
+            yield from self._steps_until_stale()
+
+    def _steps_until_stale(self) -> Iterator[Step]:
+        """Steps until the position or the order is changed from outside; then what was prepared is dropped."""
         reader = self._reader = self.stream.read_ahead()
-
-        def advance() -> None:
-            if reader is not None:
-                reader.advance(self.position, self._next, self._mine)
-
-        pending: deque[list[Future[_MicroBatch]]] = deque()
+        pools = self._pools = ExitStack()
+        submit = self._start_pool(pools) if self.workers else None
+        pending: deque[list[Future[_Made]]] = deque()
         ahead = self.position
         try:
-            while self.workers == 0:
-                advance()
-                parts = self.micro_positions(self.position)
-                yield self._step([self._make(positions) for positions in parts])
-            submit = self._start_pool()
-            while True:
-                advance()
-                if self._stale:
-                    submit, ahead, self._stale = self._start_pool(), self.position, False
-                    pending.clear()
+            while not self._stale:
+                if reader is not None:
+                    reader.advance(self.position, self._next, self._mine)
+                if submit is None:
+                    yield self._step([self._make(p) for p in self.micro_positions(self.position)])
+                    continue
                 while len(pending) < 2 or sum(map(len, pending)) < AHEAD * self.workers:
                     pending.append([submit(p) for p in self.micro_positions(ahead)])
                     ahead = self._next(ahead)
                 yield self._step([future.result() for future in pending.popleft()])
         finally:
-            self.close()
+            pools.close()
+            if reader is not None:
+                reader.close()
 
-    def _start_pool(self) -> Callable[[Int64Array], Future[_MicroBatch]]:
-        """Start the workers; what is returned has a micro-batch made by one of them."""
-        self._pools.close()
+    def _start_pool(self, pools: ExitStack) -> Callable[[Int64Array], Future[_Made]]:
+        """Start the workers, who end with ``pools``; what is returned has a micro-batch made by one of them."""
         if self.worker_kind == "thread":
             stop = threading.Event()
-            threads = self._open_threads(ThreadPoolExecutor(self.workers, "data", interrupt_by, (stop,)))
-            self._pools.callback(
-                stop.set
-            )  # the first thing when they are closed: nobody waits for an outage then
+            threads = _open(pools, ThreadPoolExecutor(self.workers, "data", interrupt_by, (stop,)))
+            pools.callback(stop.set)  # the first thing when they are closed: nobody waits for an outage then
             return lambda positions: threads.submit(self._make, positions)
-        pinner = self._open_threads(ThreadPoolExecutor(1, "pin")) if self.pin_memory else None
-        work = partial(make_micro_batch, self.stream, self.transform, self.seed, collate=self.collate)
+        pinner = _open(pools, ThreadPoolExecutor(1, "pin")) if self.pin_memory else None
+        work = partial(make_elsewhere, self.stream, self.transform, self.seed, self.collate)
         processes = ProcessPool(self.workers, work)
-        self._pools.callback(processes.end)  # before the thread that waits for what they make
+        pools.callback(processes.end)  # before the thread that waits for what they make
         if pinner is None:
             return processes.do
 
-        def submit(positions: Int64Array) -> Future[_MicroBatch]:
-            made: Future[_MicroBatch] = processes.do(positions)
-            return pinner.submit(lambda: pin(made.result()))
+        def pin_result(future: Future[_Made]) -> _Made:
+            made, counts = future.result()
+            return pin(made), counts
 
-        return submit
+        return lambda positions: pinner.submit(pin_result, processes.do(positions))
 
-    def _open_threads(self, pool: ThreadPoolExecutor) -> ThreadPoolExecutor:
-        self._pools.callback(pool.shutdown, wait=True, cancel_futures=True)
-        return pool
-
-    def _make(self, positions: Int64Array) -> _MicroBatch:
+    def _make(self, positions: Int64Array) -> _Made:
         made = make_micro_batch(self.stream, self.transform, self.seed, positions, self.collate)
-        return pin(made) if self.pin_memory else made
+        return pin(made) if self.pin_memory else made, None
 
-    def _step(self, parts: list[_MicroBatch]) -> Step:
+    def _step(self, made: list[_Made]) -> Step:
+        for _, counts in made:
+            if counts is not None:
+                counters.add(counts)
+        parts = [part for part, _ in made]
         damages = [damage for _, _, found in parts for damage in found]
         self.ledger.add(damages, sum(len(keys) for _, keys, _ in parts))
         position = self.position
@@ -245,7 +292,10 @@ class Loader:
         return {"position": self.position, **self.stream.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken; raises UserError when the stream is not the one that it was taken of."""
+        """Go on where a state was taken; a running iteration does so with its next step.
+
+        Raises UserError when the stream is not the one that the state was taken of.
+        """
         self.stream.adopt(state)
         here = self.stream.state()
         differing = [
@@ -259,3 +309,4 @@ class Loader:
                 " settings, or start a new run"
             )
         self.position = int(state["position"])
+        self._stale = True

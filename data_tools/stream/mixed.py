@@ -161,7 +161,7 @@ class Mixture:
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Take over the history of weights of a saved state, if it is one of these sources, and their names there."""
+        """Take over the history of weights of a saved state, if it is one of these sources, and what they adopt."""
         for name, stream in self.streams.items():
             stream.adopt(state.get("sources", {}).get(name, {}))
         history = state.get("mixing", {}).get("history", [])
@@ -191,6 +191,8 @@ def _label(sample: Sample, source: str, position: int) -> Sample:
     """The sample of one stream as the mixture's: its source, its key behind that, positions in the mixture."""
     sample["__source__"] = source
     sample["__key__"] = f"{source}/{sample['__key__']}"
+    if "__drawn_by__" in sample:
+        sample["__drawn_by__"] = f"{source}/{sample['__drawn_by__']}"
     if "__damage__" in sample:
         sample["__damage__"] = [dataclasses.replace(d, position=position) for d in sample["__damage__"]]
     return sample

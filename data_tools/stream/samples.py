@@ -45,6 +45,7 @@ class Stream:
         self.order = Order(dataset.counts, chosen, seed)
         self.samples_per_epoch = len(dataset)
         self.fingerprint = dataset.fingerprint
+        self._keys_repeat: bool | None = None  # None: nobody has looked yet
         self.share_among(1, 0)
         dataset.use_segments(chosen.chunk, chosen.lanes * chosen.group)
 
@@ -61,9 +62,12 @@ class Stream:
         rows = zip(
             positions.tolist(), epochs.tolist(), shards.tolist(), numbers.tolist(), together, strict=True
         )
+        by_shard = self.keys_repeat
         for position, epoch, shard, number, run in rows:
             try:
                 sample = self.dataset.read(shard, number, run)
+                if by_shard:
+                    draw_by_shard(sample, shard)
             except DamagedSampleError as error:
                 other = next(self.stand_ins(position, error), None)
                 if other is None:
@@ -122,20 +126,35 @@ class Stream:
         for attempt in range(ATTEMPTS):
             index = derive_key(self.seed, position, attempt, _STAND_IN) % len(self.dataset)
             try:
-                sample = self.dataset[index]
+                shards, numbers = self.dataset.locate(np.array([index], dtype=np.int64))
+                sample = self.dataset.read(int(shards[0]), int(numbers[0]))
             except DamagedSampleError:
                 continue
+            if self.keys_repeat:
+                draw_by_shard(sample, int(shards[0]))
             sample["__damage__"] = damages
             sample["__epoch__"] = position // self.samples_per_epoch
             yield sample
 
+    @property
+    def keys_repeat(self) -> bool:
+        """Whether the shard belongs to what a sample's random numbers are drawn by, because its key repeats."""
+        if self._keys_repeat is None:
+            self._keys_repeat = self.dataset.keys_repeat
+        return self._keys_repeat
+
     def state(self) -> dict[str, Any]:
-        """What the order depends on, except the position: small, JSON-able, equal on all ranks."""
-        return {"fingerprint": self.fingerprint, **self.order.state()}
+        """What order and random numbers depend on, except the position: small, JSON-able, equal on all ranks."""
+        keys = {"keys": "repeat"} if self.keys_repeat else {}
+        return {"fingerprint": self.fingerprint, **self.order.state(), **keys}
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Go by the name that a saved state has for these very data."""
+        """Go by the name that a saved state has for these very data, and draw random numbers as its run did.
+
+        Until lately that was by the key alone.
+        """
         self.fingerprint = recognise(self.dataset, state)
+        self._keys_repeat = state.get("keys") == "repeat"
 
 
 def recognise(dataset: Dataset, state: Mapping[str, Any]) -> str:
@@ -148,3 +167,9 @@ def recognise(dataset: Dataset, state: Mapping[str, Any]) -> str:
         return dataset.fingerprint
     log.info("%s: the saved state knows these data by their layout, as %s", dataset.fingerprint, saved)
     return saved
+
+
+def draw_by_shard(sample: Sample, shard: int) -> None:
+    """Let the shard's number, too, decide a sample's random numbers; in the first shard its key alone does, as ever."""
+    if shard:
+        sample["__drawn_by__"] = f"{shard}\0{sample['__key__']}"

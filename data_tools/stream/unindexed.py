@@ -12,9 +12,8 @@ from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import Sample, decode_sample
 from data_tools.errors import UserError
 from data_tools.storage.urls import redacted
-from data_tools.stream.collate import collate
-from data_tools.stream.loader import Transform
-from data_tools.stream.randomness import sample_rng
+from data_tools.stream.collate import collate, collate_named
+from data_tools.stream.loader import Transform, make_example, name_sample
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ def unindexed_samples(
                 log.warning("%s: sample %s: %s", redacted(str(raw.get("__url__"))), raw["__key__"], error)
                 continue
             sample["__epoch__"] = epoch
+            sample["__url__"] = url = str(raw.get("__url__"))
+            sample["__drawn_by__"] = f"{url}\0{sample['__key__']}"  # a key may repeat in another shard
             seen += 1
             yield sample
         if not seen:
@@ -68,7 +69,11 @@ def unindexed_batches(
     examples, keys = [], []
     for sample in samples:
         keys.append(sample["__key__"])
-        examples.append(transform(sample, sample_rng(seed, sample["__epoch__"], sample["__key__"])))
+        try:
+            examples.append(make_example(sample, transform, seed))
+        except Exception as error:
+            name_sample(error, keys[-1], [redacted(sample["__url__"])])
+            raise
         if len(examples) == batch_size:
-            yield collate(examples), keys
+            yield collate_named(collate, examples, keys), keys
             examples, keys = [], []

@@ -6,17 +6,23 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 
 import torch
 
+from data_tools.storage import counters
+from data_tools.storage.counters import Counts
 from pretrain.engine.base import Engine
 from pretrain.metering.communication import CommunicationSampler
 from pretrain.metering.profiling import Profiling
 
 GIB = 2**30
+MIB = 2**20
 CLOCKED = frozenset({
     "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
-    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+    "straggler_wait", "slowest_rank", "communication", "communication_exposed", "data_reading", "data_decoding",
+    "data_transforming", "read_mib_per_second", "fetched_mib_per_second", "cache_hits", "cache_misses",
+    "cache_evictions",
 })  # fmt: skip
 """What `Meter.line` tells: it depends on the machine and the moment, and not on what is learned."""
 
@@ -45,6 +51,7 @@ class Meter:
         self.tokens_per_sample = tokens_per_sample
         self.flops_per_sample = flops_per_sample
         self.peak_flops = peak_flops
+        self.uses_cache = False  # of remote data; the same on all ranks
         self.restart()
 
     def restart(self) -> None:
@@ -53,6 +60,7 @@ class Meter:
         self.samples = 0
         self.waiting = {"data": 0.0, "ranks": 0.0}
         self.left_out = 0.0
+        self.counted = counters.total()
 
     @contextmanager
     def wait_for(self, what: str) -> Iterator[None]:
@@ -98,9 +106,10 @@ class Meter:
         world = self.engine.world
         seconds = max(time.perf_counter() - self.started - self.left_out, 1e-9)
         own = [self.waiting["data"] / seconds, self.waiting["ranks"] / seconds, peak_memory()]
+        own += astuple(counters.total() - self.counted)
         table = torch.zeros(world.size, len(own), dtype=torch.float64)  # a row each rank
         table[world.rank] = torch.tensor(own, dtype=torch.float64)
-        data, ranks, memory = self.engine.sum(table).unbind(1)
+        data, ranks, memory, *counts = self.engine.sum(table).unbind(1)
         rate = self.samples / seconds
         values = {"samples_per_second": rate}
         if self.tokens_per_sample:
@@ -112,6 +121,8 @@ class Meter:
                 values["mfu"] = flops / self.peak_flops
         values["peak_memory_gib"] = memory.max().item() / GIB
         values["data_wait"] = data.mean().item()
+        sums = Counts(*torch.stack(counts).sum(1).tolist())
+        values |= self.data_values(sums, seconds)
         if world.size > 1:
             values["straggler_wait"] = (ranks.max() - ranks.min()).item()
             values["slowest_rank"] = int(ranks.argmin())
@@ -120,6 +131,25 @@ class Meter:
         if self.sampler.exposed is not None:
             values["communication_exposed"] = self.sampler.exposed
         self.restart()
+        return values
+
+    def data_values(self, counts: Counts, seconds: float) -> dict[str, float]:
+        """Where the workers of the data spend their time, and what is read, of all ranks' counts in so many seconds."""
+        transforming = counts.making - counts.reading - counts.decoding
+        busy = {
+            "reading": counts.reading,
+            "decoding": counts.decoding,
+            "transforming": max(0.0, transforming),
+        }
+        values = {f"data_{what}": total / seconds / self.engine.world.size for what, total in busy.items()}
+        values["read_mib_per_second"] = counts.read_bytes / MIB / seconds
+        self.uses_cache |= bool(counts.fetched_bytes or counts.cache_hits or counts.cache_misses)
+        if self.uses_cache:
+            values["fetched_mib_per_second"] = counts.fetched_bytes / MIB / seconds
+            values |= {
+                f"cache_{what}": int(getattr(counts, f"cache_{what}"))
+                for what in ("hits", "misses", "evictions")
+            }
         return values
 
 

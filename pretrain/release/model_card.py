@@ -12,6 +12,7 @@ import yaml
 from data_tools.dataset.open import open_dataset
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
+from pretrain.metering.meter import CLOCKED
 from pretrain.tracking.environment import redact, redact_text
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 LICENCE_CHARACTERS = 600
 """A licence file longer than that is a whole licence; its head names it."""
 RUNS_OWN = (
-    "step", "position", "epoch", "time", "lr", "grad_norm", "skipped_updates", "damaged_samples",
-    "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
-    "straggler_wait", "slowest_rank", "communication", "communication_exposed",
+    "step", "position", "epoch", "time", "lr", "grad_norm", "skipped_updates", "damaged_samples", *CLOCKED,
 )  # fmt: skip
 """Values of a metrics line that tell of the run and its machines, not of the model."""
 

@@ -15,7 +15,6 @@ import numpy as np
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
 from data_tools.stream.loader import Loader, Step
-from data_tools.stream.mixed import Mixture
 from pretrain.checkpoint.folder import complete
 from pretrain.config.check import check_world_size
 from pretrain.config.load import build_config
@@ -73,7 +72,7 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
         for i, micro_batch in enumerate(share.micro_batches)
         for name, tensor in micro_batch.items()
     }
-    np.savez(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+    np.savez(path.with_suffix(".npz"), **arrays)
     look = save_look(path, objective, steps)
     found = {
         "step": step,
@@ -86,16 +85,16 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
     return found
 
 
-def take_over_weights(loader: Loader, run: Path) -> None:
-    """The weights of a mixture as they were at each position, where a checkpoint remembers that they changed."""
+def take_over_history(loader: Loader, run: Path) -> None:
+    """What a checkpoint remembers: a mixture's weights at each position, by what random numbers are drawn."""
     saved = complete(run / "checkpoints")
-    if isinstance(loader.stream, Mixture) and saved:
+    if saved:
         loader.stream.adopt(read_mapping(saved[-1] / "progress.json").get("stream", {}))
 
 
 def take(loader: Loader, position: int, run: Path) -> Step:
     """One rank's share of the run's global batch at `position`."""
-    take_over_weights(loader, run)
+    take_over_history(loader, run)
     loader.position = position
     steps = iter(loader)
     try:
