@@ -128,7 +128,7 @@ def read_row_plan(place: Path) -> RowPlan:
         head = json.loads((place / HEAD).read_bytes())
         columns = MappedColumns(place, head["columns"])
         return open_plan(head["method"], head["length"], head["window"], columns, head["tokens"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{place}: damaged packing table ({error}); delete it, and it is made again"
         ) from None
