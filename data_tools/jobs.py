@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def run_jobs(
     """Run ``work`` on every job; results in the order of the jobs.
 
     Each result is kept as a receipt in the folder ``receipts``, and a job that has one is not done again. ``part``
-    (k, n) does jobs ≡ k (mod n) only; None is returned while receipts of the other parts are missing.
+    (k, n) does jobs ≡ k (mod n) only; None is returned while receipts of the other parts are missing. ``work`` goes to
+    each process once, so that it may hold a manifest; an ``executor`` takes it with every job.
     """
     kept = _read_receipts(receipts, {})
     mine = [i for i in range(part[0], len(jobs), part[1]) if i not in kept]
@@ -40,11 +42,12 @@ def run_jobs(
     with _progress(title, len(range(part[0], len(jobs), part[1])), len(mine), quiet) as advance:
         if executor is None and workers <= 1:
             for i in mine:
-                kept[i] = _run_one(work, jobs[i], i, receipts)
+                kept[i] = _run_one(work, receipts, jobs[i], i)
                 advance(kept[i])
         else:
-            with executor or _pool(workers) as pool:
-                waiting = {pool.submit(_run_one, work, jobs[i], i, receipts): i for i in mine}
+            with executor or _pool(workers, work, receipts) as pool:
+                run = partial(_run_one, work, receipts) if executor else _run_own
+                waiting = {pool.submit(run, jobs[i], i): i for i in mine}
                 try:
                     for future in as_completed(waiting):
                         kept[waiting[future]] = future.result()
@@ -56,10 +59,23 @@ def run_jobs(
     return [kept[i] for i in range(len(jobs))] if len(kept) == len(jobs) else None
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: a fork would copy locks held by threads of the parent; Ctrl-C is the parent's to handle
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)
-    return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore_interrupt)
+_own: Callable[[Any, int], Receipt]
+"""What this process of a pool does with (job, its number); set when it starts."""
+
+
+def _pool(workers: int, work: Work, receipts: Path | None) -> ProcessPoolExecutor:
+    # spawn: a fork would copy locks held by threads of the parent
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (work, receipts))
+
+
+def _start_process(work: Work, receipts: Path | None) -> None:
+    global _own  # noqa: PLW0603 - a process of a pool has no other place for what it was started with
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _own = partial(_run_one, work, receipts)
+
+
+def _run_own(job: Any, number: int) -> Receipt:
+    return _own(job, number)
 
 
 def _cancel(futures: list[Future[Receipt]]) -> None:
@@ -67,7 +83,7 @@ def _cancel(futures: list[Future[Receipt]]) -> None:
         future.cancel()
 
 
-def _run_one(work: Work, job: Any, number: int, receipts: Path | None) -> Receipt:
+def _run_one(work: Work, receipts: Path | None, job: Any, number: int) -> Receipt:
     result = work(job)
     if receipts is not None:
         write_atomically(receipts / f"{number:06d}.json", json.dumps(result).encode())

@@ -31,7 +31,7 @@ def _run_stats(a: argparse.Namespace) -> int:
     from data_tools.dataset.open import open_dataset
     from data_tools.storage.atomic import write_atomically
 
-    summary = statistics(a.data, open_dataset(a.data), not a.no_decode, a.processes)
+    summary = statistics(open_dataset(a.data), not a.no_decode, a.processes)
     for name, value in summary.items():
         if value not in ({}, []):
             print(f"{name:12s} {_line(value)}")

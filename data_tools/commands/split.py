@@ -28,7 +28,7 @@ def split(dataset: Dataset, fraction: float, train: Path, test: Path, salt: str 
         raise UserError(f"--fraction {fraction}: must lie between 0 and 1")
     for folder in (train, test):
         refuse_full(folder)
-    out = np.array([held_out(key, fraction, salt) for key in dataset.keys()])  # noqa: SIM118
+    out = np.fromiter((held_out(key, fraction, salt) for key in dataset.keys()), dtype=bool)  # noqa: SIM118
     if out.all() or not out.any():
         raise UserError(
             f"--fraction {fraction}: leaves one side empty with {len(out)} samples; choose another"

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.open import open_dataset
 from data_tools.decode.kinds import kind_of
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.pixels import white_of
@@ -22,11 +21,9 @@ from data_tools.jobs import Receipt, run_jobs
 _ABOUT = frozenset({"label", "json"})  # a sample's content is what is not said about it
 
 
-def statistics(
-    source: str, dataset: Dataset, decode: bool = True, processes: int | None = None
-) -> dict[str, Any]:
+def statistics(dataset: Dataset, decode: bool = True, processes: int | None = None) -> dict[str, Any]:
     """A JSON-able summary; ``decode`` = False leaves out what needs pixels, frames or text."""
-    work = partial(_shard_statistics, source, decode)
+    work = partial(_shard_statistics, dataset.with_options(DecodeOptions(raw=True)), decode)
     found = run_jobs(work, range(len(dataset.manifest.urls)), "stats", None, processes)
     assert found is not None, "all parts ran here"
     sizes = np.concatenate([np.array(r["sizes"], dtype=np.int64) for r in found])
@@ -102,8 +99,7 @@ def _channels(found: list[Receipt]) -> dict[str, dict[str, list[float]]]:
     return out
 
 
-def _shard_statistics(source: str, decode: bool, shard: int) -> Receipt:
-    dataset = open_dataset(source, DecodeOptions(raw=True))
+def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
     extensions, labels, shapes = Counter[str](), Counter[str](), Counter[str]()
     sizes, lengths, hashes, keys = [], [], [], []
     moments: dict[str, list[Any]] = {}

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_tools.commands.pack.engine import Packed, Skipped, Source
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.open import open_dataset
+from data_tools.dataset.opened import open_once
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
 from data_tools.tokenizer import LONGEST_PIECE, encode_texts, load_tokenizer
@@ -39,8 +39,9 @@ def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep:
         if (folder / name).is_file()
     }
     about = {**dataset.manifest.about, "tokenizer": TOKENIZER_FOLDER, "document_ends": ends}
-    jobs = [[data, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
-    return Source(read, jobs, about, with_length=True, files=files, stamp=dataset.fingerprint)
+    stamp = dataset.fingerprint
+    jobs = [[data, stamp, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
+    return Source(read, jobs, about, with_length=True, files=files, stamp=stamp)
 
 
 def _end_ids(tokenizer: Tokenizer, ends: str) -> tuple[list[int], list[int]]:
@@ -57,15 +58,15 @@ def _end_ids(tokenizer: Tokenizer, ends: str) -> tuple[list[int], list[int]]:
 
 
 def read(job: list[Any]) -> Iterator[Packed | Skipped]:
-    data, shard, folder, ends, keep = job
+    data, stamp, shard, folder, ends, keep = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     tokenizer = load_tokenizer(Path(folder))
     before, after = _end_ids(tokenizer, ends)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())  # ids may have gaps
     dtype = np.uint16 if largest < 1 << 16 else np.uint32
     first, last = np.array(before, dtype=dtype), np.array(after, dtype=dtype)
-    dataset = open_dataset(data, DecodeOptions(raw=True))
-    extension = open_dataset(data).fields["text"]
+    dataset = open_once(data, stamp, DecodeOptions(raw=True))
+    extension = dataset.fields["text"]
     batch: list[tuple[str, str, dict[str, bytes]]] = []
     waiting = 0  # characters in it
 

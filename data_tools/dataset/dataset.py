@@ -18,6 +18,7 @@ from data_tools.dataset.reader import Store
 from data_tools.decode.kinds import field_names
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import Sample, decode_sample
+from data_tools.errors import UserError
 from data_tools.formats.manifest import LAYOUT_ONLY, Manifest
 from data_tools.formats.marks import Mark
 from data_tools.formats.sidecar import Sidecar
@@ -41,6 +42,11 @@ class Dataset:
         self._total = int(ends[-1]) if len(ends) else 0
 
     @property
+    def store(self) -> Store:
+        """The shards and sidecars that the samples are read from."""
+        return self._store
+
+    @property
     def manifest(self) -> Manifest:
         return self._store.manifest
 
@@ -52,7 +58,7 @@ class Dataset:
     def __len__(self) -> int:
         return self._total if self._indices is None else len(self._indices)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits, after ``layout-`` where no CRC was taken; marks of `verify` do not change it."""
         return self._fingerprint_of(self.manifest.fingerprint)
@@ -106,7 +112,7 @@ class Dataset:
         """Field → extension of what a sample may have, such as ``{"image": "png", "label": "cls"}``."""
         return {name: extension for extension, name in field_names(self.manifest.extensions).items()}
 
-    @property
+    @cached_property
     def counts(self) -> Int64Array:
         """Samples in each stretch of indices that lies in one shard; sums to ``len(self)``."""
         if self._indices is None:
@@ -124,17 +130,26 @@ class Dataset:
     @property
     def lengths(self) -> NDArray[np.uint32] | None:
         """The length column (tokens, frames) of every sample, shape (len,), or None when it is not known."""
-        if not self.manifest.has_length:
-            return None
-        columns = []
-        self._store.copy_sidecars(range(len(self.manifest.urls)))
-        for shard in range(len(self.manifest.urls)):
+        return self.read_lengths(0, len(self)) if self.manifest.has_length else None
+
+    def read_lengths(self, first: int, last: int) -> NDArray[np.uint32]:
+        """The lengths of the samples ``first`` ≤ index < ``last``; raises UserError where a sidecar has none."""
+        shards, numbers = self.locate(np.arange(first, last))
+        self._store.copy_sidecars(np.unique(shards).tolist())
+        lengths = np.empty(len(shards), dtype=np.uint32)
+        order = np.argsort(shards, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            if not here.size:
+                continue
+            shard = int(shards[here[0]])
             sidecar = self._store.sidecar(shard)
             if sidecar.length is None:
-                return None
-            columns.append(sidecar.length[sidecar.valid != 0])
-        lengths = np.concatenate(columns)
-        return lengths if self._indices is None else lengths[self._indices]
+                raise UserError(
+                    f"{self.manifest.urls[shard]}: its sidecar has no lengths, though the manifest says so; "
+                    "tokenize the data again"
+                )
+            lengths[here] = sidecar.length[sidecar.valid != 0][numbers[here]]
+        return lengths
 
     def select(self, indices: Sequence[int] | Int64Array) -> Dataset:
         """The samples at ``indices`` (any order, repeats allowed) as a data set with its own fingerprint."""
@@ -171,12 +186,12 @@ class Dataset:
                 yield self.read(shard, number)
 
     def keys(self) -> Iterator[str]:
-        """The key of every sample, in manifest order; one that cannot be read goes by its row."""
+        """The key of every sample, in manifest order, by its headers alone; one that cannot be read goes by its row."""
         for start in range(0, len(self), 4096):
             shards, numbers = self.locate(np.arange(start, min(start + 4096, len(self))))
             for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
                 try:
-                    yield self._store.read(shard, number)[0]
+                    yield self._store.read_key(shard, number)
                 except DamagedSampleError as error:
                     yield error.name
 

@@ -223,6 +223,11 @@ class Store:
         """Which of a shard's valid samples a row of its sidecar is: the inverse of ``row``."""
         return int(np.searchsorted(self._valid_rows(shard), row)) if self.manifest.bad[shard] else row
 
+    def refuse_marked(self, shard: int, number: int) -> None:
+        """Raise DamagedSampleError where the ``number``-th valid sample of a shard is marked by `verify`."""
+        if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
+            raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
+
     def read(
         self, shard: int, number: int, run: tuple[int, int] | None = None
     ) -> tuple[str, dict[str, memoryview]]:
@@ -230,10 +235,9 @@ class Store:
 
         One that is marked is not read. ``run``: the samples [first, stop) of the shard that are fetched with it.
         """
-        if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
-            raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
+        self.refuse_marked(shard, number)
         if not self.remote:
-            return self._parse(shard, number, self._read_local)
+            return self._parse(shard, number, self.read_local)
         segment = self.segment(shard, number, run)
         try:
             return self._parse(shard, number, partial(self._read_remote, segment))
@@ -241,7 +245,23 @@ class Store:
             self.cache().drop(segment)
             return self._parse(shard, number, partial(self._read_remote, segment))
 
-    def _read_local(self, shard: int, offset: int, size: int) -> bytes:
+    def read_key(self, shard: int, number: int) -> str:
+        """The key of the ``number``-th valid sample of a shard; of a local one nothing but headers is read.
+
+        Raises DamagedSampleError.
+        """
+        if self.remote:  # segments hold many samples, and a request for each header would take longer
+            return self.read(shard, number)[0]
+        sidecar, row = self.sidecar(shard), self.row(shard, number)
+        offset, size = int(sidecar.offset[row]), int(sidecar.size[row])
+        try:
+            key = tar.sample_key(lambda start, count: self.read_local(shard, offset + start, count), size)
+        except (tar.TarError, OSError) as error:
+            raise DamagedSampleError(self.manifest.urls[shard], f"#{row}", str(error)) from None
+        return key
+
+    def read_local(self, shard: int, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes of a shard on this machine."""
         data: bytes = self._files(self.location(shard)).read(size, offset)
         return data
 

@@ -13,6 +13,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ class Manifest:
     marks: MarksSeal | None = None  # what `verify` found, where it found something
     versions: tuple[str, ...] = ()  # of each shard, where any is known: see Shard.version
 
-    @property
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Valid samples of each shard, the ones that have positions."""
         return self.samples - self.bad
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits over every shard's name, size, and sidecar: where the data lie, and marks, do not matter.
 

@@ -16,7 +16,7 @@ import numpy as np
 from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest, Shard, make_manifest, write_manifest
-from data_tools.formats.sidecar import Sidecar
+from data_tools.formats.sidecar import BLOCK, LARGE, Sidecar
 from data_tools.storage.atomic import explain_full_disk, write_atomically
 from data_tools.storage.checksum import crc32
 
@@ -35,7 +35,8 @@ class ShardWriter:
     """Writes shards ``<prefix>000000.tar`` … into a folder; each appears under its name only when it is whole.
 
     Use as a context manager; ``close`` returns the manifest's entries. ``with_length`` says that each sample brings
-    its length (tokens, frames) for the sidecar.
+    its length (tokens, frames) for the sidecar, where the blocks of large ones then have CRCs too: of a long document,
+    a row of tokens reads a piece.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ShardWriter:
         self._number = first
         self._file: Any = None
         self._rows: list[tuple[int, int, int, int]] = []  # offset, size, crc, length
+        self._blocks: list[int] = []  # CRCs of the blocks of large samples
         self._offset = 0
         self._last_key = ""
 
@@ -75,6 +77,9 @@ class ShardWriter:
         except OSError as error:
             raise explain_full_disk(error, self.folder / self._name, self._offset + len(data)) from None
         self._rows.append((self._offset, len(data), crc32(data), length or 0))
+        if self.with_length and len(data) > LARGE:
+            view = memoryview(data)
+            self._blocks += [crc32(view[at : at + BLOCK]) for at in range(0, len(data), BLOCK)]
         self._offset += len(data)
         self.extensions.update(members.keys())
 
@@ -113,6 +118,7 @@ class ShardWriter:
             valid=np.ones(len(rows), dtype=np.uint8),
             crc=rows[:, 2].astype(np.uint32),
             length=rows[:, 3].astype(np.uint32) if self.with_length else None,
+            blocks=np.array(self._blocks, dtype=np.uint32) if self._blocks else None,
         )
         data = sidecar.to_bytes()
         write_atomically(self.folder / f"{self._name}.sidecar", data)
@@ -120,7 +126,7 @@ class ShardWriter:
         size = self._offset + 2 * tar.BLOCK
         self.shards.append(Shard(self._name, len(rows), 0, size, crc32(data)))
         self._number += 1
-        self._rows, self._offset = [], 0
+        self._rows, self._blocks, self._offset = [], [], 0
 
     def close(self) -> list[Shard]:
         if self._rows:

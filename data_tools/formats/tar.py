@@ -254,6 +254,26 @@ def _refusal(name: str, kind: bytes, block: bytes) -> str:
     return "" if kind in _NO_FILES else f"{name} is no file (tar type {kind!r})"
 
 
+def first_member(start: bytes, size: int) -> Member:
+    """The plain file that a sample of ``size`` bytes begins with, by the first bytes of it; raises TarError."""
+    member = read_member(lambda offset, count: start[offset : offset + count], 0, size)
+    if not member.is_file or member.sparse or member.refusal:
+        raise TarError("does not begin with a plain file")
+    return member
+
+
+def sample_key(read: Read, size: int) -> str:
+    """The key of a sample of ``size`` bytes, by the headers of its first member that has one; raises TarError."""
+    offset = 0
+    while offset < size:
+        member = read_member(read, offset, size)
+        parts = split_name(member.name)
+        if member.is_file and parts is not None:
+            return parts[0]
+        offset = member.end
+    raise TarError("no members")
+
+
 def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memoryview]]:
     """(key, extension → payload) of the bytes of one sample, as the sidecar bounds it; raises TarError.
 

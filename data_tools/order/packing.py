@@ -1,24 +1,36 @@
-"""Documents → rows of a fixed number of tokens: which piece of which document stands in which row. No I/O."""
+"""Documents → rows of a fixed number of tokens: which piece of which document stands in which row. No I/O.
+
+A plan keeps what cannot be computed, in columns that need not be in memory, and unfolds the rows that are asked for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.order.best_fit import pack_windows
+
+Int64Array = NDArray[np.int64]
+Columns = Mapping[str, NDArray[Any]]
+
 WINDOW = 4096  # documents packed together: enough sizes to choose from for rows that are > 99 % full
+BLOCK_BYTES = 1 << 28  # of tables while a block of documents is packed; half a GiB with what makes them
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class Rows:
     """Row r holds the pieces row_start[r] … row_start[r + 1]: ``size`` tokens of ``document`` from ``start`` on."""
 
     length: int
-    row_start: NDArray[np.int64]  # (rows + 1,)
-    document: NDArray[np.int64]  # (pieces,)
-    start: NDArray[np.int64]
-    size: NDArray[np.int64]
+    row_start: Int64Array  # (rows + 1,)
+    document: Int64Array  # (pieces,)
+    start: Int64Array
+    size: Int64Array
 
     @property
     def rows(self) -> int:
@@ -30,112 +42,180 @@ class RowPlan:
         return float(self.size.sum()) / max(1, self.rows * self.length)
 
 
+@dataclass(frozen=True)
+class RowPlan:
+    """All rows of a data set: ``take`` unfolds some of them. ``columns`` may be memory-mapped; see the subclasses."""
+
+    length: int
+    window: int
+    columns: Columns
+    rows: int
+    tokens: int
+
+    @property
+    def efficiency(self) -> float:
+        """Real tokens / slots."""
+        return self.tokens / max(1, self.rows * self.length)
+
+    def take(self, rows: Int64Array) -> Rows:
+        """The rows of these numbers, shape (n,), in their order."""
+        raise NotImplementedError
+
+
+class BestFitPlan(RowPlan):
+    """Rows by best fit. About 10 bytes a document: windows share nothing, so numbers within one are small.
+
+    Of each window, first come the rows that one document fills, from its last document back to its first, then those
+    of several pieces. Columns: of each window its ``rows``, the ``mixed`` ones of several pieces among them, and
+    their ``pieces``; of each document the rows that it and those before it in its window fill, ``filled``; of each
+    mixed row its first piece within the window, ``row_first``; of each piece its ``document`` within the window, its
+    ``offset`` in what exceeds whole rows of that document, and its ``size``.
+    """
+
+    def take(self, rows: Int64Array) -> Rows:
+        columns, first = self.columns, self._starts
+        window = np.searchsorted(first["rows"], rows, side="right") - 1
+        number = rows - first["rows"][window]
+        filled = columns["rows"][window] - columns["mixed"][window]
+        mixed = number >= filled
+        own = window[mixed]
+        row = first["mixed"][own] + (number - filled)[mixed]
+        begin = first["pieces"][own] + columns["row_first"][row]
+        last = row + 1 == first["mixed"][own + 1]
+        after = np.where(last, 0, row + 1)  # any row that is there; the last one ends with its window
+        end = np.where(last, first["pieces"][own + 1], first["pieces"][own] + columns["row_first"][after])
+
+        counts = np.ones(len(rows), dtype=np.int64)
+        counts[mixed] = end - begin
+        row_start = np.concatenate([[0], np.cumsum(counts)])
+        document, start, size = (np.empty(row_start[-1], dtype=np.int64) for _ in range(3))
+        at = np.repeat(mixed, counts)
+        pieces = np.repeat(begin - row_start[:-1][mixed], end - begin) + np.flatnonzero(at)
+        document[at] = np.repeat(own, end - begin) * self.window + columns["document"][pieces]
+        start[at] = self._filled_by(document[at]) * self.length + columns["offset"][pieces]
+        size[at] = columns["size"][pieces]
+        document[~at], start[~at] = self._fillers(window[~mixed], (filled - 1 - number)[~mixed])
+        size[~at] = self.length
+        return Rows(self.length, row_start, document, start, size)
+
+    @cached_property
+    def _starts(self) -> dict[str, Int64Array]:
+        """The first row, mixed row and piece of each window, and the end of the last: (windows + 1,) each."""
+        return {
+            name: np.concatenate([[0], np.cumsum(self.columns[name])]) for name in ("rows", "mixed", "pieces")
+        }
+
+    def _filled_by(self, document: Int64Array) -> Int64Array:
+        """Whole rows that each document fills."""
+        before = self.columns["filled"][np.maximum(document - 1, 0)].astype(np.int64)
+        return self.columns["filled"][document] - np.where(document % self.window, before, 0)
+
+    def _fillers(self, window: Int64Array, number: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(document, start) of the ``number``-th whole row that documents of each window fill."""
+        document, start = np.empty_like(window), np.empty_like(window)
+        for i, (w, n) in enumerate(zip(window.tolist(), number.tolist(), strict=True)):
+            filled = self.columns["filled"][w * self.window : (w + 1) * self.window]
+            own = int(np.searchsorted(filled, n, side="right"))
+            document[i] = w * self.window + own
+            start[i] = (n - int(filled[own - 1] if own else 0)) * self.length
+        return document, start
+
+
+class CutPlan(RowPlan):
+    """All documents concatenated and cut every ``length`` tokens. Column: where each document ``ends``, in tokens."""
+
+    def take(self, rows: Int64Array) -> Rows:
+        ends = self.columns["ends"]
+        begin = rows * self.length
+        end = np.minimum(begin + self.length, self.tokens)
+        first, last = np.searchsorted(ends, begin, side="right"), np.searchsorted(ends, end, side="left")
+        counts = last - first + 1
+        row = np.repeat(np.arange(len(rows)), counts)
+        document = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+        document_start = np.where(document > 0, ends[np.maximum(document - 1, 0)], 0)
+        start = np.maximum(begin[row], document_start)
+        size = np.minimum(end[row], ends[document]) - start
+        held = size > 0  # an empty document holds no place in a row
+        row_start = np.searchsorted(row[held], np.arange(len(rows) + 1))
+        return Rows(
+            self.length,
+            row_start,
+            document[held],
+            (start - document_start)[held],
+            size[held].astype(np.int64),
+        )
+
+
+def open_plan(method: str, length: int, window: int, columns: Columns, tokens: int) -> RowPlan:
+    """The plan whose columns these are; ``tokens``: of all documents."""
+    if method == "best_fit":
+        return BestFitPlan(length, window, columns, int(columns["rows"].sum()), tokens)
+    return CutPlan(length, window, columns, -(-tokens // length), tokens)
+
+
+def pack(
+    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW, whole: bool = False
+) -> Iterator[tuple[Columns, int]]:
+    """(columns, tokens) of one block of documents after the other: the columns of a plan, piece by piece.
+
+    blocks: tokens of each document, (documents,) each; all but the last hold a whole number of windows. Where no
+    document fits what is left of a row, more than one slot in a hundred, the largest one is cut to fill it, unless
+    documents are to stay ``whole``.
+    """
+    end = 0
+    for block in blocks:
+        lengths = np.asarray(block, dtype=np.int64)
+        tokens = int(lengths.sum())
+        if method == "best_fit":
+            yield _pack_block(lengths, length, window, length if whole else length // 128), tokens
+        else:
+            yield {"ends": end + np.cumsum(lengths)}, tokens
+        end += tokens
+
+
+def _pack_block(lengths: Int64Array, length: int, window: int, tolerance: int) -> Columns:
+    """The columns of a `BestFitPlan` for documents of ``lengths`` (documents,), in numbers as small as can be."""
+    windows = -(-len(lengths) // window)
+    padded = np.zeros(windows * window, dtype=np.int64)
+    padded[: len(lengths)] = lengths
+    filled = np.cumsum((padded // length).reshape(windows, window), axis=1)
+    packed = pack_windows((padded % length).astype(np.int32).reshape(windows, window), length, tolerance)
+    token, place = np.min_scalar_type(length), np.min_scalar_type(2 * window)
+    return {
+        "rows": filled[:, -1] + packed.rows,
+        "mixed": packed.rows,
+        "pieces": packed.pieces,
+        "filled": filled.reshape(-1)[: len(lengths)].astype(np.uint32),  # 2³² rows of a window are terabytes
+        "row_first": packed.row_first.astype(place),
+        "document": packed.document.astype(place),
+        "offset": packed.offset.astype(token),
+        "size": packed.size.astype(token),
+    }
+
+
+def block_documents(length: int, window: int = WINDOW) -> int:
+    """Documents to pack at once: as many windows as memory allows."""
+    return window * max(1, BLOCK_BYTES // (48 * window + 8 * length))
+
+
+def plan_rows(
+    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW, whole: bool = False
+) -> RowPlan:
+    """The plan for blocks of documents, as `pack` takes them, in memory."""
+    parts, tokens = zip(*pack(blocks, method, length, window, whole), strict=True)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return open_plan(method, length, window, columns, sum(tokens))
+
+
 def best_fit_rows(
     lengths: NDArray[np.integer], length: int, window: int = WINDOW, whole: bool = False
-) -> RowPlan:
-    """Best fit over windows of consecutive documents; what is longer than a row is cut first.
-
-    Where no document fits what is left of a row, more than one slot in a hundred, the largest one is cut to fill it,
-    unless documents are to stay ``whole``. lengths: tokens of each document, shape (documents,).
-    """
-    document, start, size = _cut_documents(np.asarray(lengths, dtype=np.int64), length)
-    tolerance = length if whole else length // 128
-    pieces: list[_Piece] = []
-    rows, first = 0, 0
-    for last in np.searchsorted(document, np.arange(window, len(lengths) + window, window)).tolist():
-        part = slice(first, last)
-        packed, used = _best_fit(document[part], start[part], size[part], length, tolerance)
-        pieces += [(rows + row, d, at, n) for row, d, at, n in packed]
-        rows, first = rows + used, last
-    table = np.array(pieces, dtype=np.int64).reshape(-1, 4)
-    row_start = np.searchsorted(table[:, 0], np.arange(rows + 1))
-    return RowPlan(length, row_start, *(np.ascontiguousarray(table[:, i]) for i in (1, 2, 3)))
+) -> Rows:
+    """All rows by best fit over windows of consecutive documents; what is longer than a row is cut first."""
+    plan = plan_rows([lengths], "best_fit", length, window, whole)
+    return plan.take(np.arange(plan.rows))
 
 
-def _cut_documents(
-    lengths: NDArray[np.int64], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(document, start, size) of the pieces of at most ``length`` tokens; empty documents have none."""
-    pieces = -(-lengths // length)
-    document = np.repeat(np.arange(len(lengths)), pieces)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = number * length
-    return document, start, np.minimum(lengths[document] - start, length)
-
-
-_Piece = tuple[int, int, int, int]  # row, document, start, size
-
-
-def _best_fit(
-    document: NDArray[np.int64],
-    start: NDArray[np.int64],
-    size: NDArray[np.int64],
-    length: int,
-    tolerance: int,
-) -> tuple[list[_Piece], int]:
-    """(pieces in the order of their rows, number of rows) of one window.
-
-    Each row begins with the largest piece left, goes on with pieces that leave room for a whole number of average
-    ones, and ends with the two that fill it best: documents of similar sizes, of which plain best-fit leaves
-    remainders too small for any, fill rows this way.
-    """
-    pools: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]  # (document, start) of each size
-    for d, at, n in zip(document.tolist(), start.tolist(), size.tolist(), strict=True):
-        pools[n].append((d, at))
-    counts = np.array([len(pool) for pool in pools])
-    left, total = len(size), int(size.sum())
-    pieces: list[_Piece] = []
-    row = 0
-    while left:
-        room = length
-        chosen = [int(np.flatnonzero(counts)[-1])]
-        while chosen:
-            for n in chosen:
-                d, at = pools[n].pop()
-                counts[n] -= 1
-                pieces.append((row, d, at, n))
-                left, total, room = left - 1, total - n, room - n
-            chosen = _next_sizes(counts, room, left, total) if left and room else []
-            if not chosen and left and room > tolerance:  # nothing fits: cut the largest to fill the row
-                n = int(np.flatnonzero(counts)[-1])
-                d, at = pools[n].pop()
-                pieces.append((row, d, at, room))
-                pools[n - room].append((d, at + room))
-                counts[n] -= 1
-                counts[n - room] += 1
-                total -= room
-        row += 1
-    return pieces, row
-
-
-def _next_sizes(counts: NDArray[np.int64], room: int, left: int, total: int) -> list[int]:
-    """Sizes of the pieces to put next into a row with ``room`` slots; none when nothing fits."""
-    available = np.flatnonzero(counts[: room + 1])
-    if not len(available):
-        return []
-    if 2 * room * left >= 5 * total:  # room for two and a half average pieces, or more
-        target = room // ((2 * room * left + total) // (2 * total))
-        return [int(available[np.abs(available - target).argmin()])]
-    partner = (
-        np.searchsorted(available, room - available, side="right") - 1
-    )  # the largest that still fits beside each
-    alone = (partner < 0) | ((available[partner] == available) & (counts[available] < 2))
-    sums = available + np.where(alone, 0, available[partner])
-    best = int(sums.argmax())
-    return [int(available[best])] if alone[best] else [int(available[best]), int(available[partner[best]])]
-
-
-def cut_rows(lengths: NDArray[np.integer], length: int) -> RowPlan:
+def cut_rows(lengths: NDArray[np.integer], length: int) -> Rows:
     """Concatenate all documents and cut every ``length`` tokens; only the last row may be short."""
-    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
-    total = int(ends[-1]) if len(ends) else 0
-    rows = -(-total // length)
-    # a piece begins where a document or a row begins
-    cuts = np.unique(np.concatenate([np.arange(rows) * length, ends[ends < total], [0]]))[
-        : None if total else 0
-    ]
-    document = np.searchsorted(ends, cuts, side="right")
-    starts = ends - np.asarray(lengths, dtype=np.int64)
-    size = np.diff(np.append(cuts, total))
-    row_start = np.searchsorted(cuts, np.arange(rows + 1) * length)
-    return RowPlan(length, row_start, document, cuts - starts[document], size)
+    plan = plan_rows([lengths], "cut", length)
+    return plan.take(np.arange(plan.rows))

@@ -1,18 +1,18 @@
 """Packing tables that are made once: kept beside the manifest, memory-mapped by every process that needs them.
 
-Packing a document costs tens of microseconds, at millions of documents minutes; every rank needs the table, and
-a run needs it several times. The first process to ask makes it while the others wait for its lock.
+Every rank needs the table, and a run needs it several times. It goes by what the lengths depend on, so that they are
+read only when it is made. The first process to ask makes it, block by block, while the others wait for its lock.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,54 +20,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.order.packing import RowPlan, best_fit_rows, cut_rows
+from data_tools.errors import UserError
+from data_tools.order.packing import RowPlan, block_documents, open_plan, pack, plan_rows
+from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_folder
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the packing itself: another one makes other tables."""
-KEPT_FROM = 10_000
-"""Documents from which on a table is kept; below, packing takes less time than reading."""
+VERSION = 2
+"""Of the table's form: another one makes other files. The rows are those of version 1."""
+KEPT_FROM = 2_000
+"""Documents from which on a table is kept; fewer take less than half a second, once in a process."""
 FOLDER = ".packing"
-ARRAYS = ("row_start", "document", "start", "size")
+HEAD = "plan.json"
 
-
-@dataclass(frozen=True)
-class KeptPlan(RowPlan):
-    """A plan in files: another process is sent their place, never the table."""
-
-    place: Path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return read_row_plan, (self.place, self.length)
+Lengths = Callable[[int, int], NDArray[np.integer]]  # (first, last) → tokens of these documents
 
 
 def find_row_plan(
-    lengths: NDArray[np.integer], length: int, method: str, window: int, folder: Path | None
+    lengths: Lengths,
+    documents: int,
+    identity: str,
+    length: int,
+    method: str,
+    window: int,
+    folder: Path | None,
 ) -> RowPlan:
-    """The rows that documents of these ``lengths`` (documents,) make, packed now or read from where they are kept.
+    """The rows that ``documents`` make, packed now or opened where they are kept.
 
-    ``folder`` is the data set's; where it cannot be written, tables are kept in the cache folder.
+    ``identity``: a name for what the lengths depend on; they are read only where rows have to be packed. ``folder``
+    is the data set's; where it cannot be written, tables are kept in the cache folder.
     """
-
-    def pack() -> RowPlan:
-        return best_fit_rows(lengths, length, window) if method == "best_fit" else cut_rows(lengths, length)
-
-    if len(lengths) < KEPT_FROM:
-        return pack()
-    name = identify(lengths, length, method, window)
+    many = block_documents(length, window)
+    blocks = (lengths(first, min(first + many, documents)) for first in range(0, max(1, documents), many))
+    if documents < KEPT_FROM:
+        few = np.concatenate([np.asarray(block, dtype=np.int64) for block in blocks])
+        return pack_few(few.tobytes(), length, method, window)
+    text = f"{VERSION}/{length}/{method}/{window}/{documents}/{identity}"
+    name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     place = (writable(folder / FOLDER) if folder else None) or cache_folder() / "packing"
     place.mkdir(parents=True, exist_ok=True)
-    return keep_row_plan(place / name, pack, length)
+    place /= name
+    if not place.is_dir():
+        with locked(place.with_suffix(".lock")):
+            build_once(place, lambda target: write_row_plan(target, blocks, method, length, window))
+    return read_row_plan(place)
 
 
-def identify(lengths: NDArray[np.integer], length: int, method: str, window: int) -> str:
-    """A name for what a table depends on, and nothing else."""
-    digest = hashlib.blake2b(f"{VERSION}/{length}/{method}/{window}/".encode(), digest_size=16)
-    for part in np.array_split(lengths, max(1, len(lengths) >> 20)):  # never all of them as 64 bits
-        digest.update(np.ascontiguousarray(part, dtype="<i8").data)
-    return digest.hexdigest()
+@lru_cache(maxsize=32)
+def pack_few(lengths: bytes, length: int, method: str, window: int) -> RowPlan:
+    """The plan for documents of ``lengths``, int64 each: a run asks for its own several times."""
+    return plan_rows([np.frombuffer(lengths, dtype=np.int64)], method, length, window)
 
 
 def writable(folder: Path) -> Path | None:
@@ -79,27 +82,56 @@ def writable(folder: Path) -> Path | None:
     return None
 
 
-def keep_row_plan(place: Path, pack: Callable[[], RowPlan], length: int) -> RowPlan:
-    """The plan kept in the folder ``place``, packed by one process at a time where there is none yet."""
-    if not place.is_dir():
-        with locked(place.with_suffix(".lock")):
-            build_once(place, lambda folder: write_row_plan(folder, pack()))
-    return read_row_plan(place, length)
+def write_row_plan(
+    folder: Path, blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int
+) -> None:
+    """Pack blocks of documents into a folder: a flat file for each column, and ``plan.json``, which names them."""
+    total = 0
+    shapes: dict[str, tuple[str, int]] = {}  # of each column: dtype, length
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for columns, tokens in pack(blocks, method, length, window):
+            total += tokens
+            for name, column in columns.items():
+                if name not in files:
+                    files[name] = stack.enter_context((folder / f"{name}.bin").open("wb"))
+                dtype, count = shapes.get(name, (column.dtype.newbyteorder("<").str, 0))
+                files[name].write(np.ascontiguousarray(column, dtype=dtype).data)
+                shapes[name] = dtype, count + len(column)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    head = {"method": method, "length": length, "window": window, "tokens": total, "columns": shapes}
+    write_atomically(folder / HEAD, json.dumps(head))
+    log.info("packing table of %d tokens, kept in %s", total, folder)
 
 
-def write_row_plan(folder: Path, plan: RowPlan) -> None:
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(plan, name), allow_pickle=False)
-    log.info("packing table: %d rows, kept in %s", plan.rows, folder)
+class MappedColumns(dict[str, NDArray[Any]]):
+    """The columns in a folder, memory-mapped; another process is sent their place, never the table."""
+
+    def __init__(self, place: Path, shapes: dict[str, tuple[str, int]]) -> None:
+        super().__init__({name: _map(place / f"{name}.bin", *shape) for name, shape in shapes.items()})
+        self.place, self.shapes = place, shapes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedColumns, (self.place, self.shapes)
+
+
+def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
+    return np.memmap(path, dtype, mode="r", shape=(count,)) if count else np.empty(0, dtype)
 
 
 @lru_cache(maxsize=32)
-def read_row_plan(place: Path, length: int) -> KeptPlan:
-    """Memory-mapped: all processes of a machine share its pages."""
-    row_start, document, start, size = (
-        np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
-    )
-    return KeptPlan(length, row_start, document, start, size, place)
+def read_row_plan(place: Path) -> RowPlan:
+    """Memory-mapped: all processes of a machine share its pages. Raises UserError when the files are not whole."""
+    try:
+        head = json.loads((place / HEAD).read_bytes())
+        columns = MappedColumns(place, head["columns"])
+        return open_plan(head["method"], head["length"], head["window"], columns, head["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{place}: damaged packing table ({error}); delete it, and it is made again"
+        ) from None
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Segment:
     """Samples [first, stop) of shard ``shard``, about ``bytes`` of them.
 
     Where they lie is asked of ``find`` when it is needed, for that takes the shard's sidecar. What is needed ``once``
-    does not stay in the cache afterwards.
+    does not stay in the cache afterwards. A ``part`` ≥ 0 is one of a single large sample.
     """
 
     shard: int
@@ -84,10 +84,12 @@ class Segment:
     bytes: int
     find: Callable[[Segment], tuple[int, int]] = field(compare=False, repr=False)
     once: bool = False
+    part: int = -1
 
     @property
     def name(self) -> str:
-        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}"
+        part = "" if self.part < 0 else f".{self.part}"
+        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}{part}"
 
     @cached_property
     def range(self) -> tuple[int, int]:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Int64Array = NDArray[np.int64]
 
+BLOCK = 1 << 20  # lengths read at a time
+
 History = list[tuple[int, dict[str, float], int]]
 """(from this position on, weights, positions within which each source has its share)."""
 
@@ -201,7 +203,8 @@ def _label(sample: Sample, source: str, position: int) -> Sample:
 def _mean_tokens(name: str, stream: Stream | PackedStream) -> float:
     if isinstance(stream, PackedStream):
         return stream.length * stream.efficiency
-    lengths = stream.dataset.lengths
-    if lengths is None:
+    if not stream.dataset.manifest.has_length:
         raise UserError(f"{name}: mixing by token needs lengths; tokenize the data, or mix by sample")
-    return float(lengths.mean())
+    samples = len(stream.dataset)
+    blocks = (stream.dataset.read_lengths(i, min(i + BLOCK, samples)) for i in range(0, samples, BLOCK))
+    return sum(int(block.sum(dtype=np.int64)) for block in blocks) / samples

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import Damage, DamagedSampleError
 from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.pieces import TokenReader, refuse_without_tokens
 from data_tools.decode.options import DecodeOptions
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
@@ -25,6 +29,7 @@ from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
+Piece = tuple[int, int, int, int]  # shard, number among its valid samples, first token, tokens
 
 
 class PackedStream:
@@ -41,11 +46,15 @@ class PackedStream:
             raise UserError(f"length={length}: rows must have at least one token")
         self.dataset, self.seed, self.length = stream.dataset, stream.seed, length
         self.fingerprint = stream.fingerprint
-        known = self.dataset.lengths
-        self.method = method or ("cut" if known is None else "best_fit")
-        lengths = measure_lengths(self.dataset) if known is None else known
-        self.plan = find_row_plan(lengths, length, self.method, window, self.dataset.folder)
+        known = self.dataset.manifest.has_length
+        self.method = method or ("best_fit" if known else "cut")
+        self.plan = find_row_plan(
+            self.dataset.read_lengths if known else partial(measure_lengths, self.dataset),
+            len(self.dataset), identify_lengths(self.dataset), length, self.method, window, self.dataset.folder,
+        )  # fmt: skip
         self._window = window
+        self._documents = TokenReader(self.dataset)
+        self._counting = np.arange(length, dtype=np.int32)
         if not self.plan.rows:
             raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
         self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
@@ -79,18 +88,20 @@ class PackedStream:
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
         epochs, rows = self.order.indices(positions)
-        for position, epoch, row in zip(positions.tolist(), epochs.tolist(), rows.tolist(), strict=True):
-            sample, damages = self._row(row, position)
+        columns = positions.tolist(), epochs.tolist(), rows.tolist(), self._pieces(rows)
+        for position, epoch, row, pieces in zip(*columns, strict=True):
+            sample, damages = self._row(pieces, position)
+            number = row
             for attempt in range(ATTEMPTS):
                 if sample["document_ids"][0] or len(sample["documents"]):
                     break
-                other = derive_key(self.seed, position, attempt, _STAND_IN) % self.plan.rows
-                sample, _ = self._row(other, position)
+                number = derive_key(self.seed, position, attempt, _STAND_IN) % self.plan.rows
+                sample, _ = self._row(self._pieces(np.array([number]))[0], position)
             if not len(sample["documents"]):
                 raise UserError(
                     f"{damages[0].shard}: no row without damage found; run `python -m data_tools verify`"
                 )
-            sample["__epoch__"] = epoch
+            sample["__key__"], sample["__epoch__"] = f"row{number:09d}", epoch
             if damages:
                 sample["__damage__"] = damages
             yield sample
@@ -107,64 +118,51 @@ class PackedStream:
 
     def needs(self, positions: Int64Array) -> Needs:
         epochs, rows = self.order.indices(positions)
-        first, last = self.plan.row_start[rows], self.plan.row_start[rows + 1]
-        pieces = [self.plan.document[a:b] for a, b in zip(first, last, strict=True)]
-        documents = np.concatenate([self.plan.document[:0], *pieces])  # a mixture's step may take no row
-        return self.dataset.segments(
-            documents, np.repeat(epochs, last - first), np.repeat(positions, last - first)
-        )
+        pieces = self.plan.take(rows)
+        counts = np.diff(pieces.row_start)
+        return self._documents.segments(pieces, np.repeat(epochs, counts), np.repeat(positions, counts))
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shards that hold the documents of each row at ``positions``."""
         _, rows = self.order.indices(positions)
-        pieces = [self.plan.document[self.plan.row_start[row] : self.plan.row_start[row + 1]] for row in rows]
-        urls = self.dataset.manifest.urls
-        return [[redacted(urls[shard]) for shard in np.unique(self.dataset.locate(own)[0])] for own in pieces]
+        pieces = self.plan.take(rows)
+        urls, shards = self.dataset.manifest.urls, self.dataset.locate(pieces.document)[0]
+        return [
+            [redacted(urls[shard]) for shard in np.unique(shards[first:last])]
+            for first, last in pairwise(pieces.row_start.tolist())
+        ]
 
-    def _row(self, row: int, position: int) -> tuple[Sample, list[Damage]]:
+    def _pieces(self, rows: Int64Array) -> list[list[Piece]]:
+        """The pieces of each row."""
+        taken = self.plan.take(rows)
+        columns = *self.dataset.locate(taken.document), taken.start, taken.size
+        pieces = list(zip(*(column.tolist() for column in columns), strict=True))
+        return [pieces[first:last] for first, last in pairwise(taken.row_start.tolist())]
+
+    def _row(self, pieces: list[Piece], position: int) -> tuple[Sample, list[Damage]]:
         """One row; the slots of a document that cannot be read stay padding, so that no other one is lost."""
         tokens, document_ids, offsets = (np.zeros(self.length, dtype=np.int32) for _ in range(3))
         documents: list[tuple[str, int, int]] = []
         damages: list[Damage] = []
-        plan, at = self.plan, 0
-        pieces = slice(int(plan.row_start[row]), int(plan.row_start[row + 1]))
-        shards, numbers = self.dataset.locate(plan.document[pieces])
-        for shard, number, start, size in zip(
-            shards.tolist(),
-            numbers.tolist(),
-            plan.start[pieces].tolist(),
-            plan.size[pieces].tolist(),
-            strict=True,
-        ):
+        at = 0
+        for shard, number, start, size in pieces:
             try:
-                key, document = self._document(shard, number, start + size)
+                key, piece = self._documents.read(shard, number, start, size)
             except DamagedSampleError as error:
                 damages.append(Damage.at(position, error))
             else:
                 documents.append((key, start, size))
-                tokens[at : at + size] = document[start : start + size]
+                tokens[at : at + size] = piece
                 document_ids[at : at + size] = len(documents)
-                offsets[at : at + size] = np.arange(size)
+                offsets[at : at + size] = self._counting[:size]
             at += size
         row_sample = {
-            "__key__": f"row{row:09d}",
             "tokens": tokens,
             "document_ids": document_ids,
             "position_ids": offsets,
             "documents": documents,
         }
         return row_sample, damages
-
-    def _document(self, shard: int, number: int, needed: int) -> tuple[str, NDArray[np.integer]]:
-        sample = self.dataset.read(shard, number)
-        if "tokens" not in sample:
-            refuse_without_tokens(self.dataset, sample)
-            reason = "incomplete: has no tokens.npy, as other samples have"
-            raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
-        if len(sample["tokens"]) < needed:
-            reason = f"{len(sample['tokens'])} tokens, the sidecar promised {needed}"
-            raise DamagedSampleError(self.dataset.manifest.urls[shard], sample["__key__"], reason)
-        return sample["__key__"], sample["tokens"]
 
     def state(self) -> dict[str, Any]:
         packing = {"length": self.length, "method": self.method, "window": self._window}
@@ -179,12 +177,20 @@ class PackedStream:
         return positions
 
 
-def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
-    """Tokens of every document, by reading all of them; 0 for one that is damaged or has none."""
-    log.warning("no lengths in the sidecar: reading %d documents once to measure them", len(dataset))
+def identify_lengths(dataset: Dataset) -> str:
+    """A name for what the lengths of all documents depend on: the data set, and its sidecars by their checksums."""
+    digest = hashlib.blake2b(dataset.fingerprint.encode(), digest_size=16)
+    for column in (dataset.manifest.samples, dataset.manifest.bad, dataset.manifest.checksums):
+        digest.update(np.ascontiguousarray(column, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def measure_lengths(dataset: Dataset, first: int, last: int) -> Int64Array:
+    """Tokens of the documents ``first`` ≤ index < ``last``, by reading them; 0 for one that is damaged or has none."""
+    log.warning("no lengths in the sidecar: reading %d documents once to measure them", last - first)
     raw = dataset.with_options(DecodeOptions())
-    lengths = np.zeros(len(dataset), dtype=np.int64)
-    shards, numbers = raw.locate(np.arange(len(dataset)))
+    lengths = np.zeros(last - first, dtype=np.int64)
+    shards, numbers = raw.locate(np.arange(first, last))
     for i, (shard, number) in enumerate(zip(shards.tolist(), numbers.tolist(), strict=True)):
         try:
             sample = raw.read(shard, number)
@@ -195,9 +201,3 @@ def measure_lengths(dataset: Dataset) -> NDArray[np.int64]:
             continue
         lengths[i] = len(sample["tokens"])
     return lengths
-
-
-def refuse_without_tokens(dataset: Dataset, sample: Sample) -> None:
-    """Raise UserError for a sample without tokens where no other sample of the data set has them."""
-    if "tokens.npy" not in dataset.manifest.extensions:
-        raise UserError(f"{sample['__key__']}: has no tokens.npy; run `python -m data_tools tokenize` first")
