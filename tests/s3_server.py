@@ -32,3 +32,4 @@ def s3_server(monkeypatch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterat
         yield s3
     finally:
         server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()  # whoever asks next must not be sent to it

@@ -62,8 +62,8 @@ def test_a_damaged_sample_is_an_event_of_the_run(tmp_path, monkeypatch):
     key = build_stream(settings, open_sources(settings.data)).sample(5)["__key__"]
     read = module.Dataset.read
 
-    def damaged(self, shard, number):
-        sample = read(self, shard, number)
+    def damaged(self, shard, number, run=None):
+        sample = read(self, shard, number, run)
         if sample["__key__"] == key:
             raise module.DamagedSampleError("a.tar", key, "planted")
         return sample
