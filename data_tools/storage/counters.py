@@ -17,6 +17,14 @@ class Counts:
     read_bytes: int = 0
     fetched_bytes: int = 0
     """From other machines, read ahead included."""
+    requests: int = 0
+    """Range reads that other machines have answered."""
+    retries: int = 0
+    """Requests made again after an error that may pass."""
+    hedges: int = 0
+    """Second requests for what took unusually long."""
+    hedges_won: int = 0
+    """Those that were answered before the first."""
     cache_hits: int = 0
     """Samples, or documents of a packed row, that lay in the cache of remote data when they were needed."""
     cache_misses: int = 0

@@ -12,8 +12,9 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from data_tools.storage import counters
 from data_tools.storage.background import start_in_background, wait_for_first
-from data_tools.storage.traffic import traffic
+from data_tools.storage.handles import renew_when_forked
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ RECENT = 128
 """Reads of a kind whose times are remembered."""
 ENOUGH = 20
 """Reads of a kind before one of them can be called slow."""
+KINDS = 256
 LEAST = 0.1
 """Seconds that no second request comes before."""
 SHARE = 0.05
@@ -29,17 +31,25 @@ SHARE = 0.05
 
 
 class Latencies:
-    """Seconds that recent reads took, by kind (the host, and the magnitude of the size)."""
+    """Seconds that recent reads took, by kind (the host, and the magnitude of the size), and how many were hedged."""
 
     def __init__(self) -> None:
         self._recent: OrderedDict[Hashable, deque[float]] = OrderedDict()
+        self._reads = self._hedges = 0
+        self._lock = threading.Lock()
+        renew_when_forked(self)
+
+    def begin_in_child(self) -> None:
+        """What is known holds here too, but whoever held the lock is not here."""
         self._lock = threading.Lock()
 
     def add(self, kind: Hashable, seconds: float) -> None:
+        """Remember how long a read took."""
         with self._lock:
+            self._reads += 1
             self._recent.setdefault(kind, deque(maxlen=RECENT)).append(seconds)
             self._recent.move_to_end(kind)
-            if len(self._recent) > 256:
+            if len(self._recent) > KINDS:
                 self._recent.popitem(last=False)
 
     def limit(self, kind: Hashable) -> float | None:
@@ -48,29 +58,37 @@ class Latencies:
             recent = sorted(self._recent.get(kind, ()))
         return max(LEAST, recent[int(QUANTILE * len(recent))]) if len(recent) >= ENOUGH else None
 
+    def may_hedge(self) -> bool:
+        """Whether one more second request keeps within their share; it is counted then."""
+        with self._lock:
+            allowed = self._hedges < SHARE * (self._reads + ENOUGH)
+            self._hedges += allowed
+        return allowed
+
 
 _latencies = Latencies()
 
 
-def read_hedged(read: Callable[[], T], kind: Hashable, latencies: Latencies = _latencies) -> T:
+def read_hedged(read: Callable[[], T], kind: Hashable, latencies: Latencies | None = None) -> T:
     """What ``read`` gives, by a second call of it where the first takes unusually long.
 
     Raises what both raise, or the only one does; StoppedError once nobody waits for it any more.
     """
-    begun = time.monotonic()
-    running: list[Future[T]] = [start_in_background(read)]
+    latencies, begun = latencies or _latencies, time.monotonic()
+    first = start_in_background(read)
+    running: list[Future[T]] = [first]
     done = wait_for_first(running, latencies.limit(kind))
-    if not done and traffic.hedges < SHARE * (traffic.requests + ENOUGH):
-        traffic.add(hedges=1)
+    if not done and latencies.may_hedge():
+        counters.counts.hedges += 1
         running.append(start_in_background(read))
-    first = running[0]
     while True:
         done = done or wait_for_first(running)
         for future in done:
             if future.exception() is None or len(running) == 1:
                 result = future.result()
                 latencies.add(kind, time.monotonic() - begun)
-                traffic.add(requests=1, hedges_won=int(future is not first))
+                counters.counts.requests += 1
+                counters.counts.hedges_won += future is not first
                 return result
             running.remove(future)
         done = []

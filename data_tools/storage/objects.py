@@ -22,7 +22,6 @@ from data_tools.storage.retry import (
     describe,
     with_retries,
 )
-from data_tools.storage.traffic import traffic
 from data_tools.storage.urls import has_secrets, is_http, is_remote, redact_urls, redacted
 
 __all__ = [
@@ -68,7 +67,6 @@ def read_range(url: str, offset: int, size: int, retry: Retry = PATIENT) -> byte
     def attempt() -> bytes:
         nonlocal best, shorts
         data, promised = read_hedged(read, kind)
-        traffic.add(bytes=len(data))
         if len(data) > len(best):
             best = data
         if len(data) < promised:

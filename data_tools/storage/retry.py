@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data_tools.errors import UserError
+from data_tools.storage import counters
 from data_tools.storage.background import StoppedError, pause
 from data_tools.storage.options import AS_IT_IS, StorageOptions
-from data_tools.storage.traffic import traffic
 from data_tools.storage.urls import redact_urls, redacted
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def with_retries(attempt: Callable[[], T], url: str, retry: Retry) -> T:
         if time.monotonic() - begun + seconds > patience:
             raise UserError(describe_outage(place, fault, patience))
         log.warning("%s: %s; trying again in %.1f s", place, fault.reason, seconds)
-        traffic.add(retries=1)
+        counters.counts.retries += 1
         pause(seconds)
         wait = min(2 * wait, retry.longest_wait)
 

@@ -22,7 +22,7 @@ CLOCKED = frozenset({
     "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",
     "straggler_wait", "slowest_rank", "communication", "communication_exposed", "data_reading", "data_decoding",
     "data_transforming", "read_mib_per_second", "fetched_mib_per_second", "cache_hits", "cache_misses",
-    "cache_evictions",
+    "cache_evictions", "fetch_retries", "fetch_hedges",
 })  # fmt: skip
 """What `Meter.line` tells: it depends on the machine and the moment, and not on what is learned."""
 
@@ -150,6 +150,7 @@ class Meter:
                 f"cache_{what}": int(getattr(counts, f"cache_{what}"))
                 for what in ("hits", "misses", "evictions")
             }
+            values |= {f"fetch_{what}": int(getattr(counts, what)) for what in ("retries", "hedges")}
         return values
 
 

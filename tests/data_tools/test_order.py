@@ -102,10 +102,10 @@ def test_layout_respects_the_memory_allowed(samples, sample_bytes):
 
 def test_a_billion_samples_in_a_hundred_thousand_shards_open_at_once():
     counts = np.full(100_000, 10_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     order = Order(counts, choose_layout(10**9, 1e5), seed=0)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0
     positions = np.arange(123_456_789, 123_456_789 + 100_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     order.indices(positions)
-    assert (time.perf_counter() - begin) / len(positions) < 10e-6
+    assert (time.process_time() - begin) / len(positions) < 10e-6

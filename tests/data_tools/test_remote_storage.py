@@ -20,7 +20,7 @@ from store_server import store_server
 from data_tools.dataset.damage import Damage, DamagedSampleError
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.storage import hedging
+from data_tools.storage import counters, hedging
 from data_tools.storage.hedging import Latencies, read_hedged
 from data_tools.storage.objects import (
     Retry,
@@ -33,7 +33,6 @@ from data_tools.storage.objects import (
 )
 from data_tools.storage.retry import RefusedError
 from data_tools.storage.segments import FetchOptions
-from data_tools.storage.traffic import traffic
 from data_tools.storage.urls import join_url, quoted
 from data_tools.stream.loader import Loader
 from data_tools.stream.samples import Stream
@@ -124,7 +123,7 @@ def test_a_server_that_asks_for_time_gets_it_within_the_patience(folder):
         server.answers = [{"status": 429, "headers": {"Retry-After": "1"}}]
         begun = time.monotonic()
         assert read_range(f"{url}/000000.tar", 0, 10, PATIENT)
-        assert 1 <= time.monotonic() - begun < 3
+        assert 1 <= time.monotonic() - begun < PATIENT.patience / 2
         later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
         server.always = {
             "status": 503,
@@ -260,20 +259,20 @@ def test_a_straggler_is_asked_twice_and_the_first_answer_counts(folder, monkeypa
         for _ in range(hedging.ENOUGH):
             read_range(f"{url}/000000.tar", 0, 10, PATIENT)
         server.answers = [{"wait": 3.0}]
-        hedges, won, begun = traffic.hedges, traffic.hedges_won, time.monotonic()
+        before = counters.total()
         assert len(read_range(f"{url}/000000.tar", 0, 10, PATIENT)) == 10
-        assert time.monotonic() - begun < 2
-        assert (traffic.hedges, traffic.hedges_won) == (hedges + 1, won + 1)
+        now = counters.total() - before
+        assert (now.hedges, now.hedges_won, now.requests) == (1, 1, 1)
 
 
 def test_a_store_that_is_slow_as_a_whole_is_not_asked_twice_as_much(monkeypatch):
     monkeypatch.setattr(hedging, "LEAST", 0.0)
-    monkeypatch.setattr(traffic, "hedges", 10**9)
     latencies, calls = Latencies(), []
     for _ in range(hedging.ENOUGH):
         latencies.add("kind", 0.0)
-    assert read_hedged(lambda: calls.append(time.sleep(0.05)), "kind", latencies) is None
-    assert len(calls) == 1
+    for _ in range(4):
+        read_hedged(lambda: calls.append(time.sleep(0.02)), "kind", latencies)
+    assert len(calls) <= 4 + hedging.SHARE * (4 + 2 * hedging.ENOUGH) + 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -300,7 +299,7 @@ def test_a_loader_that_is_closed_waits_for_no_outage(folder, workers):
         begun = time.monotonic()
         loader.close()
         while [t for t in threading.enumerate() if t.name.startswith(("fetch", "data_"))]:
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 30
             time.sleep(0.01)
 
 
