@@ -1,13 +1,14 @@
-"""python -m data_tools pack|tokenizer|tokenize|index|verify|stats|show|bench|split"""
+"""python -m data_tools pack|tokenizer|tokenize|index|verify|stats|show|bench|split|select"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from data_tools.commands.curate_cli import add_select, add_split
 from data_tools.commands.look_cli import add_bench, add_show, add_stats
 from data_tools.commands.pack.cli import add_pack
-from data_tools.commands.shards_cli import add_index, add_split, add_verify
+from data_tools.commands.shards_cli import add_index, add_verify
 from data_tools.commands.text_cli import add_tokenize, add_tokenizer
 from data_tools.errors import run_cli
 
@@ -32,15 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pack(commands)
     for add in (
-        add_tokenizer,
-        add_tokenize,
-        add_index,
-        add_verify,
-        add_stats,
-        add_show,
-        add_bench,
-        add_split,
-    ):
+        add_tokenizer, add_tokenize, add_index, add_verify, add_stats, add_show, add_bench,
+        add_split, add_select,
+    ):  # fmt: skip
         add(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""Parsers of the commands that write manifests: index, verify, split."""
+"""Parsers of the commands that write manifests: index, verify."""
 
 from __future__ import annotations
 
@@ -115,24 +115,3 @@ def _run_verify(a: argparse.Namespace) -> int:
         ]
         write_atomically(a.list, "".join(lines).encode())
     return 1 if bad else 0
-
-
-def add_split(commands: Any) -> None:
-    parser = command(
-        commands, "split", _run_split, "hold samples out by a hash of their key; nothing is copied",
-        "split shards/ train/ test/ --fraction 0.1",
-    )  # fmt: skip
-    parser.add_argument("data", help="folder with manifest.json, or its URL; sample:NAME")
-    parser.add_argument("train", type=Path, help="new folder for the larger part's manifest")
-    parser.add_argument("test", type=Path, help="new folder for the held-out part's manifest")
-    parser.add_argument("--fraction", type=float, default=0.1, help="held out (default: 0.1)")
-    parser.add_argument("--salt", default="", help="another word, another split")
-
-
-def _run_split(a: argparse.Namespace) -> int:
-    from data_tools.commands.split import split
-    from data_tools.dataset.open import open_dataset
-
-    train, test = split(open_dataset(a.data), a.fraction, a.train, a.test, a.salt)
-    print(f"{a.train}: {train:,} samples\n{a.test}: {test:,} samples")
-    return 0

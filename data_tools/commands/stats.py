@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.dataset.content import digest_content
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
-from data_tools.decode.kinds import kind_of
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.pixels import white_of
 from data_tools.decode.sample import decode_sample
 from data_tools.jobs import Receipt, run_jobs
-
-_ABOUT = frozenset({"label", "json"})  # a sample's content is what is not said about it
 
 
 def statistics(dataset: Dataset, decode: bool = True, processes: int | None = None) -> dict[str, Any]:
@@ -114,7 +111,7 @@ def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
             continue
         keys.append(key)
         sizes.append(sum(len(v) for v in raw.values()))
-        hashes.append(_content_hash(raw))
+        hashes.append(int.from_bytes(digest_content(raw)[:8], "little"))
         extensions.update(raw.keys())
         if isinstance(sample.get("label"), int):
             labels[str(sample["label"])] += 1
@@ -131,14 +128,6 @@ def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
         "extensions": dict(extensions), "labels": dict(labels), "shapes": dict(shapes), "channels": moments,
         "damaged": damaged, "samples": len(sizes), "bytes": sum(sizes),
     }  # fmt: skip
-
-
-def _content_hash(raw: dict[str, memoryview]) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for extension in sorted(e for e in raw if kind_of(e) not in _ABOUT):
-        digest.update(extension.encode() + b"\0")
-        digest.update(raw[extension])
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _add_moments(moments: dict[str, list[Any]], image: np.ndarray) -> None:

@@ -82,8 +82,7 @@ def verify(
     ]
     manifest = _write_marks(dataset, marks, home, "" if output else dataset.base)
     if exclude is not None:
-        sound = np.ones(int(dataset.manifest.counts.sum()), dtype=np.bool_)
-        sound[dataset.indices_of(marks)] = False
+        sound = np.setdiff1d(np.arange(len(dataset)), dataset.indices_of(marks))
         manifest = write_selection(dataset, sound, exclude)
     work.remove()
     left_out = [

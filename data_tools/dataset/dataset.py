@@ -160,6 +160,20 @@ class Dataset:
             chosen = self._indices[chosen]
         return Dataset(self._store, self.options, chosen)
 
+    def where(self, expression: str, processes: int | None = None) -> Dataset:
+        """The samples for which an expression holds, such as ``"year >= 1900 and label in (1, 2)"``; each is read once.
+
+        Args:
+            expression: over ``key``, ``label``, ``class_name``, ``shard``, ``size`` (bytes), ``length`` and the fields
+                of the samples' JSON.
+            processes: that read; None is one a core, unless the data are small.
+        Raises:
+            UserError: it is no expression, names a column that no sample has, or holds for no sample.
+        """
+        from data_tools.dataset.where import find_where
+
+        return self.select(find_where(self, expression, processes).indices)
+
     def with_options(self, options: DecodeOptions) -> Dataset:
         """The same samples, decoded with other options."""
         return Dataset(self._store, options, self._indices)
@@ -227,6 +241,10 @@ class Dataset:
             with suppress(DamagedSampleError):
                 keys.add(self._store.read(shard, number)[0])
         return keys
+
+    def row(self, shard: int, number: int) -> int:
+        """Row in the whole sidecar of the ``number``-th valid sample of a shard."""
+        return self._store.row(shard, number)
 
     def valid_sidecar(self, shard: int) -> Sidecar:
         """The sidecar's rows of valid samples only, whatever is selected."""

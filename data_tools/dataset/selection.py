@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +28,35 @@ def refuse_full(folder: Path) -> None:
         raise UserError(f"{folder}: is not empty; choose another folder")
 
 
-def write_selection(dataset: Dataset, chosen: NDArray[np.bool_], folder: Path) -> Manifest:
-    """Write the manifest and sidecars of the ``chosen`` samples of a whole data set, (samples,), into a folder.
+@contextmanager
+def whole_or_none(*folders: Path) -> Iterator[None]:
+    """Within it new data sets are written into these folders, which are gone if that fails: a full disk, Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_selection(
+    dataset: Dataset, indices: NDArray[np.int64], folder: Path, how: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Write the manifest and sidecars of some samples of a whole data set, (samples,), into a folder.
+
+    They keep the order of their shards. ``how`` they were chosen is kept in the manifest, beside the fingerprint of the data set.
 
     Raises:
         UserError: a shard is reached by a URL with a password or signature.
     """
     source = dataset.manifest
-    manifest = dataclasses.replace(source, urls=_reach(dataset, folder), about=dict(source.about), marks=None)
+    about = dict(source.about)
+    if how is not None:
+        about["chosen"] = {"from": source.fingerprint, **how}
+    manifest = dataclasses.replace(source, urls=_reach(dataset, folder), about=about, marks=None)
     samples, checksums = [], []
+    chosen = np.zeros(len(dataset), dtype=np.bool_)
+    chosen[indices] = True
     start = 0
     for shard, count in enumerate(source.counts.tolist()):
         mine = chosen[start : start + count]

@@ -1,0 +1,77 @@
+"""Parsers of the commands that make data sets of data sets, no shard copied: split, select, dedup, merge, append."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_tools.commands.cli import add_processes, command
+
+_DATA = "data set: folder with manifest.json, or its URL; sample:NAME"
+
+
+def add_split(commands: Any) -> None:
+    parser = command(
+        commands, "split", _run_split,
+        "hold samples out by a hash of their key, exact copies together; nothing is copied",
+        "split shards/ train/ test/ --fraction 0.1 --stratify label",
+    )  # fmt: skip
+    parser.add_argument("data", help=_DATA)
+    parser.add_argument("train", type=Path, help="new folder for the larger part's manifest")
+    parser.add_argument("test", type=Path, help="new folder for the held-out part's manifest")
+    parser.add_argument("--fraction", type=float, default=0.1, help="held out (default: 0.1)")
+    parser.add_argument("--salt", default="", help="another word, another split")
+    parser.add_argument(
+        "--by", metavar="EXPR", help="samples of one value on one side, such as a JSON field: --by speaker"
+    )
+    parser.add_argument(
+        "--by-key",
+        metavar="REGEX",
+        help="samples on one side whose keys have that in common: --by-key '^[^_]+'",
+    )
+    parser.add_argument(
+        "--stratify", metavar="EXPR", help="the same fraction of each value: --stratify label"
+    )
+    add_processes(parser)
+
+
+def _run_split(a: argparse.Namespace) -> int:
+    from data_tools.commands.split import split
+    from data_tools.dataset.open import open_dataset
+
+    parts = split(
+        open_dataset(a.data), a.fraction, a.train, a.test, a.salt, a.by, a.by_key, a.stratify, a.keys_only,
+        a.processes,
+    )  # fmt: skip
+    print(f"{a.train}: {parts.train:,} samples\n{a.test}: {parts.test:,} samples")
+    for note in parts.notes:
+        print(note)
+    return 0
+
+
+def add_select(commands: Any) -> None:
+    parser = command(
+        commands, "select", _run_select, "the samples for which an expression holds, as a data set; nothing is copied",
+        "select shards/ recent/ --where 'year >= 1900 and label in (1, 2)'",
+    )  # fmt: skip
+    parser.add_argument("data", help=_DATA)
+    parser.add_argument("output", type=Path, help="new folder for the manifest")
+    parser.add_argument(
+        "--where", metavar="EXPR", required=True,
+        help="over the JSON fields, key, label, class_name, shard, size (bytes), length: comparisons, and, or, not, "
+        "in, arithmetic",
+    )  # fmt: skip
+    add_processes(parser)
+
+
+def _run_select(a: argparse.Namespace) -> int:
+    from data_tools.commands.select import select
+    from data_tools.dataset.open import open_dataset
+
+    dataset = open_dataset(a.data)
+    manifest, unread = select(dataset, a.where, a.output, a.processes)
+    print(f"{a.output}: {manifest.counts.sum():,} of {len(dataset):,} samples")
+    if unread:
+        print(f"{unread:,} damaged samples are left out")
+    return 0
