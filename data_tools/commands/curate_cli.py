@@ -33,6 +33,10 @@ def add_split(commands: Any) -> None:
     parser.add_argument(
         "--stratify", metavar="EXPR", help="the same fraction of each value: --stratify label"
     )
+    parser.add_argument(
+        "--keys-only", action="store_true",
+        help="read headers, no payloads: quick, but exact copies may stand on both sides",
+    )  # fmt: skip
     add_processes(parser)
 
 

@@ -44,7 +44,8 @@ def write_selection(
 ) -> Manifest:
     """Write the manifest and sidecars of some samples of a whole data set, (samples,), into a folder.
 
-    They keep the order of their shards. ``how`` they were chosen is kept in the manifest, beside the fingerprint of the data set.
+    They keep the order of their shards. ``how`` they were chosen is kept in the manifest, with the fingerprint of the
+    data set that they are of.
 
     Raises:
         UserError: a shard is reached by a URL with a password or signature.
