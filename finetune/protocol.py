@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
+from data_tools.dataset.overlap import refuse_shared
 from data_tools.errors import UserError
 from data_tools.storage.objects import redacted
 from data_tools.storage.segments import FetchOptions
@@ -86,6 +87,8 @@ def open_bench(config: Config) -> Bench:
     else:
         asked = open_for(config.data.test, modality, config.data.storage.fetching)
         pretrained.encoder.check_data(asked, f"data.test={redacted(config.data.test)}")
+        train_name, test_name = redacted(config.data.train), redacted(config.data.test)
+        refuse_shared(given, asked, f"data.train={train_name}", f"data.test={test_name}")
         names, test_names, note = comparable_names(given, asked, config.data.label)
         train = read_labelled(given, config.data, names=names)
         test = read_labelled(asked, config.data, train.classes, test_names)

@@ -6,6 +6,7 @@ import torch
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
+from data_tools.dataset.overlap import refuse_shared
 from data_tools.errors import UserError
 from data_tools.storage.objects import redacted
 from data_tools.stream.loader import Loader
@@ -43,7 +44,7 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
     """Open the data set that `data.validation` names.
 
     Raises:
-        UserError: it is not there, is one that is trained on, is of another kind, or has another tokenizer.
+        UserError: it is not there, has samples that are trained on, is of another kind, or has another tokenizer.
     """
     dataset = open_dataset(data.validation or "", fetching=data.storage.fetching)
     path = redacted(data.validation or "")
@@ -53,6 +54,7 @@ def open_validation(data: DataConfig, sources: Sources) -> Dataset:
                 f"data.validation={path}: holds the same samples as {name}, which is trained on (data.path); give data "
                 "that are held out"
             )
+        refuse_shared(source, dataset, f"data.path={name}", f"data.validation={path}")
     trained = set(first_of(sources).fields)
     if trained.isdisjoint(dataset.fields):
         raise UserError(

@@ -185,6 +185,13 @@ class Dataset:
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         return shards, indices - self._starts[shards]
 
+    def numbers_in(self, shard: int) -> Int64Array:
+        """Which of a shard's valid samples are selected, shape (n,)."""
+        if self._indices is None:
+            return np.arange(self.manifest.counts[shard])
+        numbers = self._indices - self._starts[shard]
+        return np.unique(numbers[(numbers >= 0) & (numbers < self.manifest.counts[shard])])
+
     def __getitem__(self, index: int) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.overlap import count_shared
 from data_tools.errors import mistakes_of_one_rank, tell_error
 from data_tools.storage.atomic import write_atomically
 from data_tools.stream.loader import make_micro_batch
@@ -296,6 +297,10 @@ def picture_hook(
 def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
     probe = OnlineProbe(config.probe, config.data.storage.fetching)
     check_probe_data(probe, objective.product_encoder)
+    if shared := count_shared(probe.train, probe.test):
+        log.warning(
+            "probe.test: %d of its samples stand in probe.train too, so probes flatter the encoder", shared
+        )
 
     def hook(step: int) -> None:
         with engine.evaluating(objective):

@@ -201,7 +201,7 @@ def test_a_copy_of_the_training_data_is_no_held_out_data(tmp_path):
 
 def test_damage_in_held_out_data_is_told_and_ends_the_run(tmp_path):
     write_images(tmp_path / "a", samples=20)
-    write_images(tmp_path / "b", samples=21)
+    write_images(tmp_path / "b", samples=21, per_shard=21)
     shard = next((tmp_path / "b").glob("*.tar"))
     raw = bytearray(shard.read_bytes())
     at = raw.index(b"IDAT")
