@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from data_tools.dataset.content import DIGEST, digest_fields, find_originals
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
@@ -157,16 +158,28 @@ def read_labelled(
 
 
 def hold_out(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
-    """(train, test): whole groups go to the test side, each by the hash of its value, so new data move no old ones."""
+    """(train, test): whole groups go to the test side, each by the hash of its value, so new data move no old ones.
+
+    Exact copies never stand on both sides: they go where the first of them goes; where groups hold them apart, those of
+    training samples are left out.
+    """
     config = labelled.config
-    shares = []
+    shares, digests = [], []
     for i in range(len(labelled)):
         sample = labelled.dataset[i]
         value = field(sample, config.group) if config.group else sample["__key__"]
         digest = hashlib.blake2b(repr((seed, value)).encode(), digest_size=8).digest()
         shares.append(int.from_bytes(digest) / 2**64)
+        digests.append(digest_fields(sample))
     held = np.array(shares) < config.holdout
-    for side in (held, ~held):
+    original = find_originals(np.array(digests, dtype=DIGEST))
+    copies = np.zeros(len(held), dtype=np.bool_)
+    if config.group:
+        copies = held & np.isin(original, original[~held])
+    else:
+        held = held[original]
+    train_side, held = ~held, held & ~copies
+    for side in (held, train_side):
         if len(np.unique(labelled.numbers[side])) < len(labelled.classes):
             raise UserError(
                 f"data.holdout={config.holdout}: leaves a class without samples on one side; "
@@ -175,7 +188,9 @@ def hold_out(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     note = f"held out as test set: {held.sum():,} samples, " + (
         f"no {config.group} on both sides" if config.group else "each drawn for itself"
     )
-    train = labelled.select(np.flatnonzero(~held))
+    if copies.any():
+        note += f"; {copies.sum():,} copies of training samples are left out"
+    train = labelled.select(np.flatnonzero(train_side))
     train.notes = (*labelled.notes, note)
     return train, labelled.select(np.flatnonzero(held))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,21 @@ def digest_content(members: Mapping[str, memoryview]) -> bytes:
     for extension in content:
         digest.update(f"{extension}\0{len(members[extension])}\0".encode())
         digest.update(members[extension])
+    return digest.digest()
+
+
+def digest_fields(sample: Mapping[str, Any]) -> bytes:
+    """The same for a decoded sample: 16 bytes over the values of its fields that are no label, no JSON and no key."""
+    content = sorted(name for name in sample if name not in _ABOUT and not name.startswith("__"))
+    digest = hashlib.blake2b(digest_size=16)
+    for name in content or sorted(name for name in sample if not name.startswith("__")):
+        value = sample[name]
+        if isinstance(value, np.ndarray):
+            digest.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+            digest.update(f"{name}\0{len(data)}\0".encode() + data)
     return digest.digest()
 
 
