@@ -57,10 +57,10 @@ class Remembered:
         self.samples = {} if samples is None else samples
         self.room = MEMORY
 
-    def read(self, shard: int, number: int) -> dict[str, Any]:
+    def read(self, shard: int, number: int, run: tuple[int, int] | None = None) -> dict[str, Any]:
         key = (shard, number)
         if key not in self.samples:
-            sample = self.dataset.read(shard, number)
+            sample = self.dataset.read(shard, number, run)
             self.room -= sum(v.nbytes if isinstance(v, np.ndarray) else len(str(v)) for v in sample.values())
             if self.room < 0:
                 return sample

@@ -52,8 +52,8 @@ def test_an_expression_says_what_it_says(text, value):
     "text",
     [
         "__import__('os').system('true')", "key.upper()", "[x for x in tags]", "(lambda: 1)()", "9 ** 9 ** 9",
-        "f'{key}'",        "year := 3", "a if b else c", "1 << 99999999", "~year", "b'x'", "{1: 2}", "tags[year]", "tags[0:2]", "*tags",
-        "year =", "", "yield", "\0", "(" * 5000, "-" * 9000 + "1", "1" * 20_000, "…",
+        "f'{key}'", "year := 3", "a if b else c", "1 << 99999999", "~year", "b'x'", "{1: 2}", "tags[year]", "tags[0:2]",
+        "*tags", "year =", "", "yield", "\0", "(" * 5000, "-" * 9000 + "1", "1" * 20_000, "…",
     ],
 )  # fmt: skip
 def test_whatever_is_no_expression_is_refused_in_a_line(text):
