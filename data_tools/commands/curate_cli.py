@@ -79,3 +79,37 @@ def _run_select(a: argparse.Namespace) -> int:
     if unread:
         print(f"{unread:,} damaged samples are left out")
     return 0
+
+
+def add_dedup(commands: Any) -> None:
+    parser = command(
+        commands, "dedup", _run_dedup, "leave out exact copies, and near ones where asked for; nothing is copied",
+        "dedup shards/ unique/ --near image",
+    )  # fmt: skip
+    parser.add_argument("data", help=_DATA)
+    parser.add_argument(
+        "output", type=Path, help="new folder for the manifest, and for the list of what was dropped"
+    )
+    parser.add_argument(
+        "--near", choices=["image", "text"],
+        help="near copies too: pictures that were resized or compressed anew, texts that differ in a few words",
+    )  # fmt: skip
+    parser.add_argument(
+        "--similarity", type=float,
+        help="from which on two are near copies (default: 0.9 of pictures, 0.8 of texts; 1 is the same)",
+    )  # fmt: skip
+    add_processes(parser)
+
+
+def _run_dedup(a: argparse.Namespace) -> int:
+    from data_tools.commands.dedup import DROPPED, dedup
+    from data_tools.dataset.open import open_dataset
+
+    dataset = open_dataset(a.data)
+    done = dedup(dataset, a.output, a.near, a.similarity, a.processes)
+    print(f"{a.output}: {done.manifest.counts.sum():,} of {len(dataset):,} samples")
+    near = f", {done.near:,} near ones" if a.near else ""
+    print(f"dropped {done.exact:,} exact copies{near}; listed in {a.output / DROPPED}")
+    if done.damaged:
+        print(f"{done.damaged:,} damaged samples are left out")
+    return 0
