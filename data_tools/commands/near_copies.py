@@ -71,10 +71,10 @@ def shrink(thumbnails: Signatures) -> Signatures:
 def compare_pictures(one: Signatures, others: Signatures) -> NDArray[np.float64]:
     """Of small pictures (256,) and (n, 256), 1 minus their root mean square difference over their contrast: (n,).
 
-    The contrast is the deviation of the first one's pixels, 5 of 255 at least.
+    The contrast is the deviation of the first one's pixels, 12 of 255 at least.
     """
     difference = others.astype(np.float32) - one
-    return 1 - np.sqrt((difference**2).mean(axis=1)) / max(float(one.std()), 5.0)
+    return 1 - np.sqrt((difference**2).mean(axis=1)) / max(float(one.std()), 12.0)
 
 
 def minhash(words: NDArray[np.uint64]) -> NDArray[np.uint32] | None:
