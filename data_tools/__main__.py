@@ -1,11 +1,11 @@
-"""python -m data_tools pack|tokenizer|tokenize|index|verify|stats|show|bench|split|select|dedup"""
+"""python -m data_tools pack|tokenizer|tokenize|index|verify|stats|show|bench|split|select|dedup|merge|append"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from data_tools.commands.curate_cli import add_dedup, add_select, add_split
+from data_tools.commands.curate_cli import add_append, add_dedup, add_merge, add_select, add_split
 from data_tools.commands.look_cli import add_bench, add_show, add_stats
 from data_tools.commands.pack.cli import add_pack
 from data_tools.commands.shards_cli import add_index, add_verify
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     add_pack(commands)
     for add in (
         add_tokenizer, add_tokenize, add_index, add_verify, add_stats, add_show, add_bench,
-        add_split, add_select, add_dedup,
+        add_split, add_select, add_dedup, add_merge, add_append,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_tools.commands.cli import add_processes, command
+from data_tools.commands.cli import add_processes, command, print_manifest
 
 _DATA = "data set: folder with manifest.json, or its URL; sample:NAME"
 
@@ -112,4 +112,43 @@ def _run_dedup(a: argparse.Namespace) -> int:
     print(f"dropped {done.exact:,} exact copies{near}; listed in {a.output / DROPPED}")
     if done.damaged:
         print(f"{done.damaged:,} damaged samples are left out")
+    return 0
+
+
+def add_merge(commands: Any) -> None:
+    parser = command(
+        commands, "merge", _run_merge, "several data sets of one kind as one; nothing is copied",
+        "merge shards/a shards/b all/",
+    )  # fmt: skip
+    parser.add_argument("data", nargs="+", help=_DATA)
+    parser.add_argument("output", type=Path, help="new folder for the manifest")
+
+
+def _run_merge(a: argparse.Namespace) -> int:
+    from data_tools.commands.merge import merge
+    from data_tools.dataset.open import open_dataset
+
+    print_manifest(a.output, merge([open_dataset(data) for data in a.data], a.output))
+    return 0
+
+
+def add_append(commands: Any) -> None:
+    parser = command(
+        commands, "append", _run_append, "add new shards to a data set's manifest; the old ones are not read again",
+        "append shards/ new/*.tar",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, help="folder with manifest.json")
+    parser.add_argument(
+        "data",
+        nargs="*",
+        help="data sets or tars to add (default: the tars in the folder that its manifest lacks)",
+    )
+
+
+def _run_append(a: argparse.Namespace) -> int:
+    from data_tools.commands.merge import append
+
+    manifest, added = append(a.folder, a.data)
+    print_manifest(a.folder, manifest)
+    print(f"{added:,} shards are new; runs over the data of before go on with those only")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -137,7 +136,9 @@ def write_joined(manifest: Manifest, stores: Sequence[Store], folder: Path) -> N
 
     def copy(number: int) -> None:
         store, shard = rows[number]
-        shutil.copyfile(store.sidecar_path(shard), folder / manifest.sidecar_name(number))
+        source, target = store.sidecar_path(shard), folder / manifest.sidecar_name(number)
+        if source.resolve() != target.resolve():
+            write_atomically(target, source.read_bytes())
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done in pool.map(copy, range(len(rows))):

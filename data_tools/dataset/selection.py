@@ -50,11 +50,12 @@ def write_selection(
     Raises:
         UserError: a shard is reached by a URL with a password or signature.
     """
-    source = dataset.manifest
-    about = dict(source.about)
+    source, home = dataset.manifest, dataset.folder
+    assert home is not None
+    about = copy_beside(home, source.about, folder)
     if how is not None:
         about["chosen"] = {"from": source.fingerprint, **how}
-    manifest = dataclasses.replace(source, urls=_reach(dataset, folder), about=about, marks=None)
+    manifest = dataclasses.replace(source, urls=reach_shards(dataset, folder), about=about, marks=None)
     samples, checksums = [], []
     chosen = np.zeros(len(dataset), dtype=np.bool_)
     chosen[indices] = True
@@ -72,7 +73,6 @@ def write_selection(
         bad=np.zeros(len(samples), dtype=np.int64),
         checksums=np.array(checksums, dtype=np.uint32),
     )
-    _copy_beside(dataset, folder)
     write_manifest(manifest, folder)
     return manifest
 
@@ -83,15 +83,19 @@ def copy_index(dataset: Dataset, folder: Path) -> Manifest:
     Raises:
         UserError: a shard is reached by a URL with a password or signature.
     """
-    manifest = dataclasses.replace(dataset.manifest, urls=_reach(dataset, folder), marks=None)
+    home = dataset.folder
+    assert home is not None
+    about = copy_beside(home, dataset.manifest.about, folder)
+    manifest = dataclasses.replace(
+        dataset.manifest, urls=reach_shards(dataset, folder), about=about, marks=None
+    )
     for shard in range(len(manifest.urls)):
         write_atomically(folder / manifest.sidecar_name(shard), dataset.sidecar(shard).to_bytes())
-    _copy_beside(dataset, folder)
     write_manifest(manifest, folder)
     return manifest
 
 
-def _reach(dataset: Dataset, folder: Path) -> list[str]:
+def reach_shards(dataset: Dataset, folder: Path) -> list[str]:
     """How each shard is reached from a folder of this machine: by URL, by absolute path, or by one from there."""
     urls = []
     for shard, url in enumerate(dataset.manifest.urls):
@@ -101,11 +105,13 @@ def _reach(dataset: Dataset, folder: Path) -> list[str]:
     return urls
 
 
-def _copy_beside(dataset: Dataset, folder: Path) -> None:
-    """Carry over the tokenizer and the licence."""
-    home = dataset.folder
-    assert home is not None
-    tokenizer = home / dataset.manifest.about.get("tokenizer", "tokenizer")
-    for path in [home / "LICENCE.txt", *sorted(tokenizer.glob("*.json"))]:
-        if path.is_file():
-            write_atomically(folder / path.relative_to(home), path.read_bytes())
+def copy_beside(home: Path, about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Carry over the licence and tokenizer of a data set at ``home``; returns ``about`` as it holds in ``folder``."""
+    named = about.get("tokenizer", "tokenizer")
+    beside = named if not Path(named).is_absolute() else "tokenizer"  # of several data sets that are one
+    files = [(home / "LICENCE.txt", "LICENCE.txt")]
+    files += [(path, f"{beside}/{path.name}") for path in sorted((home / named).glob("*.json"))]
+    for path, name in files:
+        if path.is_file() and path.resolve() != (folder / name).resolve():
+            write_atomically(folder / name, path.read_bytes())
+    return {**about, "tokenizer": beside} if "tokenizer" in about else dict(about)
