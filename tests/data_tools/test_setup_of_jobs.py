@@ -69,7 +69,7 @@ def test_work_is_sent_to_each_process_once(tmp_path):
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
 
 
-def test_split_reads_no_payload(tmp_path, monkeypatch):
+def test_a_split_by_keys_reads_no_payload(tmp_path, monkeypatch):
     sizes = []
 
     def read_local(store, shard, offset, size):
@@ -79,10 +79,9 @@ def test_split_reads_no_payload(tmp_path, monkeypatch):
     plain = Store.read_local
     monkeypatch.setattr(Store, "read_local", read_local)
     dataset = open_dataset(write_tokens(tmp_path / "data", [20_000] * 20))
-    assert split(dataset, 0.3, tmp_path / "train", tmp_path / "test") == (
-        len(open_dataset(tmp_path / "train")),
-        len(open_dataset(tmp_path / "test")),
-    )
+    parts = split(dataset, 0.3, tmp_path / "train", tmp_path / "test", keys_only=True)
+    assert parts.train == len(open_dataset(tmp_path / "train"))
+    assert parts.test == len(open_dataset(tmp_path / "test"))
     assert max(sizes) <= 512 and len(sizes) == 20
 
 
