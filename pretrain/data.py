@@ -11,6 +11,7 @@ from data_tools.errors import UserError
 from data_tools.storage.objects import redacted
 from data_tools.stream.loader import Loader
 from data_tools.stream.mixed import Mixture
+from data_tools.stream.mixing_plan import MixingPlan
 from data_tools.stream.packed import PackedStream
 from data_tools.stream.samples import Stream
 from pretrain.config.sections import Config, DataConfig, TrainConfig
@@ -83,7 +84,33 @@ def build_stream(config: Config, sources: Sources) -> Stream | PackedStream | Mi
         streams[path] = PackedStream(stream, length=length) if length else stream
     if len(streams) == 1:
         return next(iter(streams.values()))
-    return Mixture(streams, config.data.weights, config.seed, config.data.mix_by)
+    mixture = Mixture(streams, config.data.weights, config.seed, config.data.mix_by)
+    if plan := plan_mixture(config, mixture.samples_per_epoch):
+        mixture.plan_weights(plan, 0)
+    return mixture
+
+
+def plan_mixture(config: Config, samples_per_epoch: int) -> MixingPlan | None:
+    """How the weights come from the sizes of the data sets and the length of the run; None where they are as given."""
+    data, train = config.data, config.train
+    if data.temperature is None and data.max_repeats is None:
+        return None
+    batches = train.batch_sizes
+    steps = train.steps or batches.steps_for((train.epochs or 0) * samples_per_epoch)
+    return MixingPlan(data.weights, batches.position(steps), data.temperature, data.max_repeats)
+
+
+def describe_mixture(loader: Loader) -> list[str]:
+    """A line for each data set whose share was planned: what it comes to, and how often it is repeated."""
+    mixture = loader.stream
+    if not isinstance(mixture, Mixture) or mixture.plan is None:
+        return []
+    positions, taken = mixture.plan.positions, mixture.order.taken(mixture.plan.positions)
+    return [
+        f"data.path: {name}: {samples / positions:.2%} of {positions:,} samples, each {samples / size:.3g} times"
+        for (name, stream), samples in zip(mixture.streams.items(), taken.tolist(), strict=True)
+        if (size := stream.samples_per_epoch)
+    ]
 
 
 def build_loader(
@@ -114,8 +141,14 @@ def build_loader(
 
 def resume_loader(loader: Loader, state: dict[str, object], data: DataConfig) -> None:
     """Go on where `state` was taken; other weights than then hold from there on, and the history keeps both."""
+    plan = loader.stream.plan if isinstance(loader.stream, Mixture) else None
     loader.load_state_dict(state)
-    if isinstance(loader.stream, Mixture) and loader.stream.history[-1][1] != data.weights:
+    if not isinstance(loader.stream, Mixture):
+        return
+    if plan is not None:
+        if loader.stream.plan != plan:
+            loader.plan_weights(plan)
+    elif loader.stream.plan is not None or loader.stream.history[-1][1] != data.weights:
         loader.set_weights(data.weights)
 
 

@@ -60,10 +60,20 @@ class MixingOrder:
         self._windows = Recent(self._arrange, max(2, 64 * WINDOW // max(self._lengths)))
         self._before = [np.zeros_like(self._counts[0])]  # samples of each source before each change
         for number in range(len(history) - 1):
-            whole, rest = divmod(int(self._starts[number + 1] - self._starts[number]), self._lengths[number])
-            source, _ = self._windows((number, whole))
-            partial = np.bincount(source[:rest], minlength=len(self._counts[0]))
-            self._before.append(self._before[-1] + whole * self._counts[number] + partial)
+            positions = int(self._starts[number + 1] - self._starts[number])
+            self._before.append(self._before[-1] + self._count(number, positions))
+
+    def _count(self, number: int, positions: int) -> Int64Array:
+        """Samples of each source (sources,) in the first positions of a stretch of constant weights."""
+        whole, rest = divmod(positions, self._lengths[number])
+        source, _ = self._windows((number, whole))
+        partial = np.bincount(source[:rest], minlength=len(self._counts[number]))
+        return whole * self._counts[number] + partial
+
+    def taken(self, position: int) -> Int64Array:
+        """Samples of each source before ``position``, (sources,)."""
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self._before[number] + self._count(number, position - int(self._starts[number]))
 
     def _arrange(self, which: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """(source, how many of that source come before it in the window) of each slot of a window."""

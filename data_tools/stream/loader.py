@@ -29,6 +29,7 @@ from data_tools.storage.prefetch import ReadAhead
 from data_tools.stream.collate import Collate, collate, collate_named
 from data_tools.stream.incomplete import complete_example
 from data_tools.stream.mixed import Mixture
+from data_tools.stream.mixing_plan import MixingPlan
 from data_tools.stream.process_workers import ProcessPool
 from data_tools.stream.randomness import sample_rng
 
@@ -279,6 +280,13 @@ class Loader:
         if not isinstance(self.stream, Mixture):
             raise UserError("weights: this stream is no mixture; give the loader a Mixture")
         self.stream.set_weights(weights, self.position)
+        self._stale = True
+
+    def plan_weights(self, plan: MixingPlan) -> None:
+        """The same for weights that a plan gives; see ``Mixture.plan_weights``."""
+        if not isinstance(self.stream, Mixture):
+            raise UserError("weights: this stream is no mixture; give the loader a Mixture")
+        self.stream.plan_weights(plan, self.position)
         self._stale = True
 
     def close(self) -> None:

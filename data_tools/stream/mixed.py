@@ -16,6 +16,7 @@ from data_tools.errors import UserError
 from data_tools.order.mixture import LONGEST_WINDOW, WINDOW, MixingOrder, choose_window, largest_remainder
 from data_tools.order.sharing import FREE
 from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
+from data_tools.stream.mixing_plan import MixingPlan, plan_shares
 from data_tools.stream.packed import PackedStream
 from data_tools.stream.samples import Stream
 
@@ -52,6 +53,8 @@ class Mixture:
         )
         self.samples_per_epoch = sum(stream.samples_per_epoch for stream in streams.values())
         self.history: History = []
+        self.plan: MixingPlan | None = None
+        """What the weights in force were planned from; None where they were given as they are."""
         self.set_weights(weights, 0)
 
     def set_weights(self, weights: Mapping[str, float], position: int) -> None:
@@ -76,7 +79,22 @@ class Mixture:
                 "more, or 0"
             )
         kept = [entry for entry in self.history if entry[0] < position]
+        self.plan = None
         self._use_history([*kept, (position, chosen, window)])
+
+    def plan_weights(self, plan: MixingPlan, position: int) -> None:
+        """Mix from ``position`` on as a plan for the whole run says; what was taken before counts as repeated.
+
+        Raises:
+            UserError: the plan allows too few repeats.
+        """
+        sizes = np.array([stream.samples_per_epoch for stream in self.streams.values()], dtype=np.float64)
+        taken = self.order.taken(position)
+        named = dataclasses.replace(plan, weights={name: float(plan.weights[name]) for name in self.streams})
+        weights = plan_shares(named, sizes, self._tokens, taken) * self._tokens
+        shares = (weights / weights.sum()).tolist()
+        self.set_weights(dict(zip(self.streams, shares, strict=True)), position)
+        self.plan = named
 
     def _shares(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
         """What the positions are shared by, shape (sources,); sums to anything."""
@@ -157,8 +175,9 @@ class Mixture:
             [start, weights] if window == WINDOW else [start, weights, window]
             for start, weights, window in self.history
         ]
+        planned = {"plan": self.plan.state()} if self.plan else {}
         return {
-            "mixing": {"by": self.by, "seed": self.seed, "window": WINDOW, "history": history},
+            "mixing": {"by": self.by, "seed": self.seed, "window": WINDOW, "history": history, **planned},
             "sources": {name: stream.state() for name, stream in self.streams.items()},
         }
 
@@ -179,6 +198,8 @@ class Mixture:
                 for start, weights, *window in history
             ]
         )
+        plan = state["mixing"].get("plan")
+        self.plan = MixingPlan(**plan) if plan else None
         shares, window = self._shares(self.history[-1][1]), self.history[-1][2]
         for name, share, count in zip(self.streams, shares, largest_remainder(shares, window), strict=True):
             if share and not count:

@@ -29,6 +29,9 @@ def check(config: Config) -> None:
         )
     if not config.data.weights or any(weight <= 0 for weight in config.data.weights.values()):
         raise UserError("data.path: name at least one data set, each with a weight greater than 0")
+    for name in ("temperature", "max_repeats"):
+        if getattr(config.data, name) is not None and len(config.data.weights) < 2:
+            raise UserError(f"data.{name}: is of several data sets, data.path names one; leave it out")
     check_probe(config.probe)
     check_heads(config)
     check_validation(config)

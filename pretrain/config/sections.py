@@ -57,6 +57,12 @@ class DataConfig:
     """Held-out data of the same kind: the loss on them is measured every `validation.every` steps."""
     mix_by: Literal["sample", "token"] = "sample"
     """What the weights are shares of."""
+    temperature: NonNegativeFloat | None = None
+    """Multiply each weight by the size of its data set to this power: 1 makes shares of sizes, 0.5 gives small ones
+    more. None: the weights are as given."""
+    max_repeats: PositiveFloat | None = None
+    """How often a data set of several may be gone through in the whole run: what its weight would give it beyond goes
+    to the others. None: as often as its weight says."""
     max_damage_rate: Share = 0.01
     """Share of samples that may be damaged, and replaced by others, before the run stops."""
     sequence_length: PositiveInt | None = None

@@ -30,6 +30,8 @@ FREE_KEYS = (
     "data.workers",
     "data.worker_kind",
     "data.path",
+    "data.temperature",
+    "data.max_repeats",
     "data.validation",
     "data.max_damage_rate",
     "data.storage",

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from data_tools.errors import UserError
-from pretrain.data import warn_of_few_samples
+from pretrain.data import describe_mixture, warn_of_few_samples
 from pretrain.run.changes import BRANCHED, CHANGED
 from pretrain.run.folder import Changes
 from pretrain.trainer import Trainer
@@ -55,6 +55,8 @@ def tell_start(trainer: Trainer, broken: list[str] | None, changes: Changes, bra
         print(f"  changed on purpose: {key} was {before}, is {now}", flush=True)
     for line in broken or []:
         log.warning("passed over: %s", line)
+    for line in describe_mixture(trainer.loader):
+        print(line, flush=True)
     if warning := warn_of_few_samples(trainer.loader, trainer.config.train, total):
         log.warning(warning)
 
