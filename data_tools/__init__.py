@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from data_tools.stream.evaluation import evaluation_batches as evaluation_batches
     from data_tools.stream.loader import Loader as Loader
     from data_tools.stream.mixed import Mixture as Mixture
+    from data_tools.stream.mixing_plan import MixingPlan as MixingPlan
     from data_tools.stream.packed import PackedStream as PackedStream
     from data_tools.stream.samples import Stream as Stream
     from data_tools.stream.torch_dataset import StreamDataLoader as StreamDataLoader
@@ -36,6 +37,7 @@ _HOMES = {
     "FetchOptions": "storage.segments",
     "IncompleteSampleError": "dataset.damage",
     "Loader": "stream.loader",
+    "MixingPlan": "stream.mixing_plan",
     "Mixture": "stream.mixed",
     "PackedStream": "stream.packed",
     "Pad": "stream.collate",

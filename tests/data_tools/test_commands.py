@@ -364,7 +364,7 @@ def test_every_command_has_help_with_an_example(capsys):
         "index",
         "verify",
     ]
-    for name in ["", *names, "stats", "show", "split"]:
+    for name in ["", *names, "stats", "show", "split", "select", "dedup", "merge", "append"]:
         with pytest.raises(SystemExit) as stop:
             main([*name.split(), "--help"])
         assert stop.value.code == 0

@@ -126,14 +126,14 @@ def test_words_are_found_in_any_script():
 
 def test_near_copies_are_found_among_many_that_share_nothing():
     draw = np.random.default_rng(0)
-    words = [draw.integers(0, 2**63, 200).astype(np.uint64) for _ in range(2000)]
+    words = [draw.integers(0, 2**63, 200).astype(np.uint64) for _ in range(500)]
     words += [
         np.concatenate([one[:180], draw.integers(0, 2**63, 5).astype(np.uint64)]) for one in words[:500]
     ]
     signatures = np.stack([minhash(one) for one in words])
     original, similarity = find_near(signatures, text_bands(signatures), compare_texts, 0.8)
-    found = np.flatnonzero(original != np.arange(2500))
-    assert len(found) > 480 and (original[found] == found - 2000).all()  # a Jaccard index of 0.87
+    found = np.flatnonzero(original != np.arange(700))
+    assert len(found) > 190 and (original[found] == found - 500).all()  # a Jaccard index of 0.87
     assert (similarity[found] >= 0.8).all()
 
 
