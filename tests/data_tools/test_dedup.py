@@ -128,7 +128,7 @@ def test_near_copies_are_found_among_many_that_share_nothing():
     draw = np.random.default_rng(0)
     words = [draw.integers(0, 2**63, 200).astype(np.uint64) for _ in range(500)]
     words += [
-        np.concatenate([one[:180], draw.integers(0, 2**63, 5).astype(np.uint64)]) for one in words[:500]
+        np.concatenate([one[:180], draw.integers(0, 2**63, 5).astype(np.uint64)]) for one in words[:200]
     ]
     signatures = np.stack([minhash(one) for one in words])
     original, similarity = find_near(signatures, text_bands(signatures), compare_texts, 0.8)

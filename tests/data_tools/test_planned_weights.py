@@ -16,7 +16,7 @@ from data_tools.stream.mixed import Mixture
 from data_tools.stream.mixing_plan import MixingPlan
 from data_tools.stream.samples import Stream
 
-SIZES = {"a": 20, "b": 80, "c": 500}
+SIZES = {"a": 10, "b": 40, "c": 250}
 EVEN = dict.fromkeys(SIZES, 1.0)
 
 
@@ -42,7 +42,7 @@ def test_temperature_makes_weights_of_sizes():
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1.5)), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_caps_hold_and_what_is_cut_off_goes_to_the_others_in_proportion(sources):
     shares, most = np.array(sources).T
     shares = shares / shares.sum()
@@ -58,7 +58,7 @@ def test_caps_hold_and_what_is_cut_off_goes_to_the_others_in_proportion(sources)
 
 
 def test_no_source_is_repeated_more_often_than_allowed(streams):
-    mixture = planned(streams, MixingPlan(EVEN, 3000, max_repeats=8))
+    mixture = planned(streams, MixingPlan(EVEN, 3000, max_repeats=16))
     sources, _ = mixture.order.locate(np.arange(3000))
     assert (abs(np.bincount(sources) - [160, 640, 2200]) <= 3).all()  # one in each thousand
     for position in (0, 1, 999, 1000, 2345, 3000):
@@ -78,14 +78,12 @@ def test_tokens_are_what_is_shared_where_weights_are_of_tokens(tmp_path):
 
 
 def test_a_run_that_takes_more_than_all_repeats_is_refused(streams):
-    with pytest.raises(
-        UserError, match=r"max_repeats=2: the run takes 2,000 samples, its sources have 1,200"
-    ):
+    with pytest.raises(UserError, match=r"max_repeats=2: the run takes 2,000 samples, its sources have 600"):
         planned(streams, MixingPlan(EVEN, 2000, max_repeats=2))
 
 
 def test_a_plan_is_part_of_the_state_and_older_states_are_as_they_were(streams):
-    plan = MixingPlan(EVEN, 1200, temperature=0.3, max_repeats=4)
+    plan = MixingPlan(EVEN, 1200, temperature=0.3, max_repeats=8)
     mixture = planned(streams, plan)
     state = json.loads(json.dumps(mixture.state()))
     assert state["mixing"]["plan"] == plan.state()
@@ -98,11 +96,11 @@ def test_a_plan_is_part_of_the_state_and_older_states_are_as_they_were(streams):
 
 
 def test_what_was_taken_counts_when_a_run_is_prolonged(streams):
-    loader = Loader(planned(streams, MixingPlan(EVEN, 600, max_repeats=3)), number, global_batch_size=30)
+    loader = Loader(planned(streams, MixingPlan(EVEN, 600, max_repeats=6)), number, global_batch_size=30)
     steps = iter(loader)
     for _ in range(10):
         next(steps)
-    loader.plan_weights(MixingPlan(EVEN, 1500, max_repeats=3))
+    loader.plan_weights(MixingPlan(EVEN, 1500, max_repeats=6))
     loader.close()
     counts = np.bincount(loader.stream.order.locate(np.arange(1500))[0])
     assert counts[0] == pytest.approx(60, abs=2) and counts[1] == pytest.approx(240, abs=2)
