@@ -252,20 +252,19 @@ def test_names_that_point_outside_are_only_keys(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_passed_over(tmp_path, kind):
+def test_a_sample_with_a_link_or_device_is_left_out_and_its_neighbours_read(tmp_path, kind):
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
         for i in range(3):
-            link = tarfile.TarInfo(f"{i}.json")
-            link.type, link.linkname = kind, "/etc/passwd"
-            archive.addfile(link)
+            if i == 1:
+                link = tarfile.TarInfo(f"{i}.json")
+                link.type, link.linkname = kind, "/etc/passwd"
+                archive.addfile(link)
             info = tarfile.TarInfo(f"{i}.cls")
             info.size = 1
             archive.addfile(info, io.BytesIO(b"%d" % i))
     samples = list(open_dataset(path))
-    assert [{k: v for k, v in s.items() if k != "__key__"} for s in samples] == [
-        {"label": i} for i in range(3)
-    ]
+    assert [{k: v for k, v in s.items() if k != "__key__"} for s in samples] == [{"label": i} for i in (0, 2)]
 
 
 def test_sparse_members_are_refused_and_their_neighbours_kept(tmp_path):

@@ -40,8 +40,8 @@ def main(out: str) -> None:
     keys = [stream.sample(position)["__key__"] for position in (0, BATCH - 1)]
     read = module.Dataset.read
 
-    def damaged(self, shard, number):
-        sample = read(self, shard, number)
+    def damaged(self, shard, number, run=None):
+        sample = read(self, shard, number, run)
         if sample["__key__"] in keys:
             raise module.DamagedSampleError("a.tar", sample["__key__"], "planted")
         return sample

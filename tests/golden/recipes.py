@@ -89,7 +89,7 @@ def tokenize(folder: Path) -> None:
         for job in source.jobs:
             for document in read(job):
                 assert isinstance(document, Packed)
-                writer.write(*document)
+                writer.write(document.key, document.members, document.length)
         for name, file in source.files.items():
             (folder / ends / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / ends / name)

@@ -85,7 +85,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, capfd):
     monkeypatch.setenv("MASQUERADE_CACHE", UNWRITABLE)
     assert masquerade(["data", "stats", "sample:digits_test"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: /dev/null/x: the cache cannot be written")
+    assert line.startswith("error: /dev/null/x/samples-v1: the cache cannot be used (not a directory)")
     assert "MASQUERADE_CACHE" in line
 
 

@@ -54,4 +54,4 @@ def test_an_error_of_a_transform_names_the_sample(how):
     loader.close()
     told = "".join(traceback.format_exception(caught.value))
     assert f"planted, number {int(first['label'])}" in told
-    assert f"while the sample {first['__key__']!r} was transformed" in told
+    assert f"while the sample {first['__key__']!r} of 000000.tar was transformed" in told
