@@ -160,22 +160,20 @@ def _open_shard(place: str, retry: Retry) -> Iterator[tar.Read]:
             return
         size = describe_object(place, retry).size
         try:
-            windows = read_in_windows(place, retry)
-            windows(0, 1)
+            read = read_in_windows(place, size, retry)
+            read(0, 1)
         except NoRangesError:
             with tempfile.TemporaryDirectory() as folder:
-                read_whole(place, Path(folder, "shard"), retry)
-                with _open_shard(f"{folder}/shard", retry) as read:
+                whole = Path(folder, "shard")
+                read_whole(place, whole, retry)
+                if whole.stat().st_size < size:
+                    raise UserError(f"{redacted(place)}: the store sends less than it has") from None
+                with _open_shard(str(whole), retry) as read:
                     yield read
             return
-
-        def read_remote(offset: int, wanted: int) -> bytes:
-            data = windows(offset, wanted)
-            if len(data) < min(wanted, size - offset):
-                raise UserError(f"{redacted(place)}: the store sends less than it has; {NOTHING_MARKED}")
-            return data
-
-        yield read_remote
+        yield read
+    except UserError as error:
+        raise UserError(f"{error}; {NOTHING_MARKED}") from None
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; {NOTHING_MARKED}") from None
     except OSError as error:
