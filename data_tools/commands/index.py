@@ -23,7 +23,7 @@ Bad = list[tuple[str, str, str]]  # shard, sample, what is wrong
 def index(
     source: str, output: Path | None = None, with_crc: bool = True, processes: int | None = None
 ) -> tuple[Manifest, Bad]:
-    """Index the tars of a folder, prefix, glob, braces or URL; the manifest and sidecars lie in ``output``, or beside them.
+    """Index the tars of a folder, prefix, glob, braces or URL; manifest and sidecars lie in ``output``, or beside them.
 
     Stopped, it goes on with the scans that are done. Returns the manifest, written already, and the bad samples.
 

@@ -157,7 +157,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(path: Path, place: str = "") -> Manifest:
-    """Read a manifest; raises UserError when it is not one, which names ``place`` where ``path`` is but a copy of it."""
+    """Read a manifest; raises UserError when it is not one, naming ``place`` where ``path`` is but a copy of it."""
     urls: list[str] = []
     versions: list[str] = []
     rows = array("q")

@@ -297,7 +297,7 @@ def read_in_windows(url: str, size: int, retry: Retry = PATIENT, window: int = _
         data = data[offset - first * window : offset - first * window + wanted]
         if len(data) < min(wanted, size - offset):
             raise UserError(
-                f"{redacted(url)}: the store sends less than the {size:,} bytes it has; try again, or copy the shard here"
+                f"{redacted(url)}: the store sends less than the {size:,} bytes it has; try again, or copy it here"
             )
         return data
 

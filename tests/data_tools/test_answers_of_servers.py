@@ -1,4 +1,4 @@
-"""What servers answer instead of what was asked for: nothing of it is taken for data, and nothing waited for in vain."""
+"""What servers answer instead of what was asked for: it is not taken for data, and not waited for in vain."""
 
 import time
 
