@@ -11,8 +11,9 @@ from data_tools.dataset.index import index_shards
 from data_tools.dataset.sources import find_tars, refuse_secrets
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, Manifest
-from data_tools.storage.cache_folder import cache_folder
+from data_tools.storage.cache_folder import cache_folder, make_shared_folder
 from data_tools.storage.location import name_ends
+from data_tools.storage.locks import locked
 from data_tools.storage.objects import PATIENT, is_remote, redacted
 from data_tools.storage.upload import upload
 
@@ -51,8 +52,10 @@ def _index_beside(base: str, tars: list[str], with_crc: bool, processes: int | N
     """Index below a URL, and write there, the manifest last."""
     name = hashlib.blake2b(base.encode(), digest_size=16).hexdigest()
     folder = cache_folder() / "indexing" / name
-    manifest, bad = index_shards(tars, folder, with_crc, processes, base)
-    sidecars = [manifest.sidecar_name(shard) for shard in range(len(manifest.urls))]
-    upload(folder, [*sidecars, MANIFEST_NAME], base)
-    shutil.rmtree(folder)
+    make_shared_folder(folder.parent)
+    with locked(folder.with_suffix(".lock"), fleeting=True):
+        manifest, bad = index_shards(tars, folder, with_crc, processes, base)
+        sidecars = [manifest.sidecar_name(shard) for shard in range(len(manifest.urls))]
+        upload(folder, [*sidecars, MANIFEST_NAME], base)
+        shutil.rmtree(folder)
     return manifest, bad
