@@ -270,7 +270,7 @@ class Dataset:
     def segments(
         self, indices: Int64Array, epochs: Int64Array, positions: Int64Array, runs: Runs | None = None
     ) -> Needs:
-        """The remote segments that samples at ``indices`` lie in, with the first and the last position of each epoch's use.
+        """The remote segments that samples at ``indices`` lie in, with the first and last position of each epoch's use.
 
         ``positions``: (n,), ascending, and ``epochs``, (n,), the epoch of each; ``runs``: what is fetched together, by
         default the chunks of each shard.

@@ -37,7 +37,7 @@ def test_shards_of_this_machine_are_read_where_they_lie(tmp_path, cache):
         steps = iter(loader)
         seen = np.concatenate([np.asarray(next(steps).micro_batches[0]["n"]) for _ in range(10)])
         assert sorted(seen.tolist()) == sorted([*range(20)] * 2)
-        assert {key for key in dataset.keys()} == {f"{i:06d}" for i in range(20)}
+        assert {sample["__key__"] for sample in dataset} == {f"{i:06d}" for i in range(20)}
         loader.close()
     assert cached(cache) == {2, 3}
 
