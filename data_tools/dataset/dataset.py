@@ -246,7 +246,7 @@ class Dataset:
         keys = set()
         for number in range(min(4, int(self.manifest.counts[shard]))):
             with suppress(DamagedSampleError):
-                keys.add(self._store.read(shard, number)[0])
+                keys.add(self._store.read_first_key(shard, number))
         return keys
 
     def row(self, shard: int, number: int) -> int:
