@@ -6,13 +6,15 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from data_tools.dataset.expand import expand
 from data_tools.dataset.index import index_shards
 from data_tools.dataset.sources import find_tars, refuse_secrets
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, Manifest
-from data_tools.storage.cache_folder import cache_folder
+from data_tools.storage.cache_folder import cache_folder, make_shared_folder
 from data_tools.storage.location import name_ends
-from data_tools.storage.objects import is_remote, redacted
+from data_tools.storage.locks import locked
+from data_tools.storage.objects import PATIENT, is_remote, redacted
 from data_tools.storage.upload import upload
 
 ENDINGS = (".tar",)
@@ -22,7 +24,7 @@ Bad = list[tuple[str, str, str]]  # shard, sample, what is wrong
 def index(
     source: str, output: Path | None = None, with_crc: bool = True, processes: int | None = None
 ) -> tuple[Manifest, Bad]:
-    """Index the tars of a folder, prefix, glob or URL; the manifest and sidecars lie in ``output``, or beside them.
+    """Index the tars of a folder, prefix, glob, braces or URL; manifest and sidecars lie in ``output``, or beside them.
 
     Stopped, it goes on with the scans that are done. Returns the manifest, written already, and the bad samples.
 
@@ -31,12 +33,12 @@ def index(
     """
     whole = is_remote(source) and not name_ends(source, ENDINGS)
     if not (whole or output or Path(source).is_dir()):
-        if is_remote(source) or any(sign in source for sign in "*?["):
+        if is_remote(source) or any(sign in source for sign in "*?[{"):
             raise UserError(
                 f"{redacted(source)}: is no folder to write a manifest to; name one with --output"
             )
         raise UserError(f"{source}: there is no such folder; give the folder that holds the .tar files")
-    tars = find_tars(source, ENDINGS)
+    tars = [tar for name in expand(source, PATIENT) for tar in find_tars(name, ENDINGS)]
     if not tars:
         raise UserError(f"{redacted(source)}: no .tar files to index; give a folder of WebDataset shards")
     for name in tars:
@@ -50,8 +52,10 @@ def _index_beside(base: str, tars: list[str], with_crc: bool, processes: int | N
     """Index below a URL, and write there, the manifest last."""
     name = hashlib.blake2b(base.encode(), digest_size=16).hexdigest()
     folder = cache_folder() / "indexing" / name
-    manifest, bad = index_shards(tars, folder, with_crc, processes, base)
-    sidecars = [manifest.sidecar_name(shard) for shard in range(len(manifest.urls))]
-    upload(folder, [*sidecars, MANIFEST_NAME], base)
-    shutil.rmtree(folder)
+    make_shared_folder(folder.parent)
+    with locked(folder.with_suffix(".lock"), fleeting=True):
+        manifest, bad = index_shards(tars, folder, with_crc, processes, base)
+        sidecars = [manifest.sidecar_name(shard) for shard in range(len(manifest.urls))]
+        upload(folder, [*sidecars, MANIFEST_NAME], base)
+        shutil.rmtree(folder)
     return manifest, bad

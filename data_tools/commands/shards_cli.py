@@ -20,7 +20,7 @@ def add_index(commands: Any) -> None:
         "index shards/",
     )
     parser.add_argument(
-        "data", help="folder with .tar files, or its URL (s3://bucket/prefix); a glob or URL of tars"
+        "data", help="folder with .tar files, or its URL (s3://bucket/prefix); a glob, braces or URL of tars"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="write manifest and sidecars there, not beside the tars"

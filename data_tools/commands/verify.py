@@ -68,10 +68,22 @@ def verify(
         raise UserError(
             f"{home}: is not writable, so bad samples cannot be marked; name another folder with --output"
         )
+    work = Staging(home, VERIFYING, _name_work(dataset, decode))
+    with work.alone():
+        return _verify_alone(dataset, work, decode, processes, output, exclude)
+
+
+def _verify_alone(
+    dataset: Dataset,
+    work: Staging,
+    decode: bool,
+    processes: int | None,
+    output: Path | None,
+    exclude: Path | None,
+) -> tuple[Manifest, list[Bad]]:
     if output is not None:
         _refuse_other_data(dataset, output)
         copy_index(dataset, output)
-    work = Staging(home, VERIFYING, _name_work(dataset, decode))
     shards = range(len(dataset.manifest.urls))
     found = run_jobs(partial(_verify_shard, dataset, decode), shards, "verify", work.receipts, processes)
     assert found is not None, "all parts ran here"
@@ -80,7 +92,7 @@ def verify(
         for shard, receipt in enumerate(found)
         for row, name, reason in receipt["bad"]
     ]
-    manifest = _write_marks(dataset, marks, home, "" if output else dataset.base)
+    manifest = _write_marks(dataset, marks, work.out, "" if output else dataset.base)
     if exclude is not None:
         sound = np.setdiff1d(np.arange(len(dataset)), dataset.indices_of(marks))
         manifest = write_selection(dataset, sound, exclude)
@@ -114,6 +126,8 @@ def _write_marks(dataset: Dataset, marks: list[Mark], home: Path, base: str) -> 
     data = marks_to_bytes(marks)
     seal = MarksSeal(len(marks), crc32(data)) if marks else None
     manifest = read_manifest(home / MANIFEST_NAME)  # with the marks of before
+    if manifest.fingerprint != dataset.manifest.fingerprint:
+        raise UserError(f"{home}: was indexed anew meanwhile; run `verify` again")
     if seal is None and manifest.marks is None:
         return manifest
     manifest = dataclasses.replace(manifest, marks=seal)
@@ -160,22 +174,20 @@ def _open_shard(place: str, retry: Retry) -> Iterator[tar.Read]:
             return
         size = describe_object(place, retry).size
         try:
-            windows = read_in_windows(place, retry)
-            windows(0, 1)
+            read = read_in_windows(place, size, retry)
+            read(0, 1)
         except NoRangesError:
             with tempfile.TemporaryDirectory() as folder:
-                read_whole(place, Path(folder, "shard"), retry)
-                with _open_shard(f"{folder}/shard", retry) as read:
+                whole = Path(folder, "shard")
+                read_whole(place, whole, retry)
+                if whole.stat().st_size < size:
+                    raise UserError(f"{redacted(place)}: the store sends less than it has") from None
+                with _open_shard(str(whole), retry) as read:
                     yield read
             return
-
-        def read_remote(offset: int, wanted: int) -> bytes:
-            data = windows(offset, wanted)
-            if len(data) < min(wanted, size - offset):
-                raise UserError(f"{redacted(place)}: the store sends less than it has; {NOTHING_MARKED}")
-            return data
-
-        yield read_remote
+        yield read
+    except UserError as error:
+        raise UserError(f"{error}; {NOTHING_MARKED}") from None
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; {NOTHING_MARKED}") from None
     except OSError as error:

@@ -246,7 +246,7 @@ class Dataset:
         keys = set()
         for number in range(min(4, int(self.manifest.counts[shard]))):
             with suppress(DamagedSampleError):
-                keys.add(self._store.read(shard, number)[0])
+                keys.add(self._store.read_first_key(shard, number))
         return keys
 
     def row(self, shard: int, number: int) -> int:
@@ -270,13 +270,17 @@ class Dataset:
     def segments(
         self, indices: Int64Array, epochs: Int64Array, positions: Int64Array, runs: Runs | None = None
     ) -> Needs:
-        """The segments that samples at ``indices`` lie in, with the first and the last position of each epoch's use.
+        """The remote segments that samples at ``indices`` lie in, with the first and last position of each epoch's use.
 
         ``positions``: (n,), ascending, and ``epochs``, (n,), the epoch of each; ``runs``: what is fetched together, by
         default the chunks of each shard.
         """
         shards, numbers = self.locate(indices)
         first, stop = self._find_bounds(shards, numbers, runs)
+        if not self._store.fetched.all():
+            elsewhere = self._store.fetched[shards]
+            columns = (shards, numbers, first, stop, epochs, positions)
+            shards, numbers, first, stop, epochs, positions = (column[elsewhere] for column in columns)
         starts, sizes = self._starts[shards] + first, stop - first
         begins = (epochs - epochs[:1]) * self._total + starts
         keys = begins * (int(sizes.max(initial=0)) + 1) + sizes

@@ -25,11 +25,14 @@ def expand(source: str | Path | Sequence[str | Path], retry: Retry) -> list[str]
     as it is, whatever its name is.
 
     Raises:
-        UserError: braces that do not close, or stand for too many; a pattern of an http server, which lists nothing.
+        UserError: braces that do not close, or stand for too many; a pattern of an http server, which lists nothing; an
+            empty name.
     """
     if not isinstance(source, str | Path):
         return [name for one in source for name in expand(one, retry)]
     text = str(source)
+    if not text:
+        raise UserError("a data set's name is empty; give a folder, a URL, or sample:NAME")
     if not is_remote(text) and Path(text).expanduser().exists():
         return [text]
     found: list[str] = []

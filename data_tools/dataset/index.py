@@ -83,7 +83,8 @@ def index_shards(
 
     Shards inside ``folder``, or below the URL ``base``, are listed by relative name, others by absolute path or URL,
     without what is secret in it. Without CRC, the fingerprint is one of the layout only. Stopped, it goes on with the
-    scans that are done. An archive that is empty is left out, and listed.
+    scans that are done. An archive that is empty is left out, and listed. Of several processes that index into one
+    folder, each waits for the one before.
 
     Raises:
         UserError: one is no tar, or there is none with samples; no manifest is written then.
@@ -93,8 +94,16 @@ def index_shards(
         raise UserError(f"{folder}: no .tar files to index; give a folder of WebDataset shards")
     described = "\n".join([str(with_crc), *identify(files, fetching.retry)])
     work = Staging(folder, INDEXING, hashlib.blake2b(described.encode(), digest_size=8).hexdigest())
+    with work.alone():
+        return _index_alone(files, work, with_crc, processes, base, fetching.retry)
+
+
+def _index_alone(
+    files: list[str], work: Staging, with_crc: bool, processes: int | None, base: str, retry: Retry
+) -> tuple[Manifest, list[tuple[str, str, str]]]:
+    folder = work.out
     few = len(files) < 16  # a spawned process costs more than some small scans
-    scan = partial(_index_one, with_crc, work.folder, fetching.retry)
+    scan = partial(_index_one, with_crc, work.folder, retry)
     cores = 1 if few and processes is None else processes
     found = run_jobs(scan, list(enumerate(files)), "index", work.receipts, cores, quiet=few)
     assert found is not None, "all parts ran here"

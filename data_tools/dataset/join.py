@@ -20,7 +20,7 @@ from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once
 from data_tools.storage.checksum import crc32
 from data_tools.storage.location import location_of
-from data_tools.storage.urls import redacted
+from data_tools.storage.urls import is_remote, redacted
 
 AT_ONCE = 32
 """Sidecars being fetched."""
@@ -77,7 +77,7 @@ def join_versions(manifests: Sequence[Manifest]) -> tuple[str, ...]:
 def absolute_places(store: Store) -> list[str]:
     """Absolute path or URL of each shard, as it is reached."""
     places = [store.location(shard) for shard in range(len(store.manifest.urls))]
-    return [place if "://" in place else str(Path(place).resolve()) for place in places]
+    return [place if is_remote(place) else str(Path(place).resolve()) for place in places]
 
 
 def join_abouts(stores: Sequence[Store]) -> dict[str, Any]:

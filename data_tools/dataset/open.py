@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from multiprocessing import parent_process
@@ -39,6 +40,11 @@ class Found(NamedTuple):
     base: str = ""
     sources: Sequence[str] = ()
 
+    def read_manifest(self) -> Manifest:
+        """Raises UserError where it is none."""
+        place = redacted(join_url(self.base, MANIFEST_NAME)) if self.base else ""
+        return read_manifest(self.folder / MANIFEST_NAME, place)
+
 
 def open_dataset(
     source: str | Path | Sequence[str | Path],
@@ -55,7 +61,7 @@ def open_dataset(
         UserError: there is nothing to open, a folder that is packed in part only, or what cannot be one data set.
     """
     found = find_dataset(source, fetching)
-    manifest = read_manifest(found.folder / MANIFEST_NAME)
+    manifest = found.read_manifest()
     refused = sorted(e for e in manifest.extensions if e.rsplit(".", 1)[-1] in PICKLE_EXTENSIONS)
     if refused:
         raise UserError(
@@ -88,7 +94,7 @@ def open_marked(
     if found is None and is_remote(text):
         raise UserError(f"{redacted(text)}: no manifest there; write one with `python -m data_tools index`")
     found = found or (find_dataset(text, fetching) if text.startswith("sample:") else Found(Path(text)))
-    manifest = dataclasses.replace(read_manifest(found.folder / MANIFEST_NAME), marks=None)
+    manifest = dataclasses.replace(found.read_manifest(), marks=None)
     return _open(found, manifest, DecodeOptions(), fetching)
 
 
@@ -118,15 +124,24 @@ def find_dataset(source: str | Path | Sequence[str | Path], fetching: FetchOptio
     parts = part_sources(expand(source, fetching.retry))
     if not parts:
         raise UserError(NOTHING.format(shown(source)))
+    for part in parts:
+        refuse_twice(part)
     if len(parts) == 1:
         return find_part(parts[0], shown(source), fetching)
     stores = []
     for part in parts:
         found = find_part(part, shown(part), fetching)
-        manifest = read_manifest(found.folder / MANIFEST_NAME)
+        manifest = found.read_manifest()
         stores.append(Store(manifest, found.folder, found.base, fetching, found.sources))
     places = [place for store in stores for place in absolute_places(store)]
     return Found(keep_joined(stores, fetching.cache), sources=places)
+
+
+def refuse_twice(tars: Sequence[str]) -> None:
+    """Raise UserError where one tar is named twice: its samples would count twice."""
+    twice = [name for name, count in Counter(map(location_of, tars)).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: is named twice; name it once")
 
 
 def part_sources(names: Sequence[str]) -> list[list[str]]:

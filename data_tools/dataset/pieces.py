@@ -115,7 +115,7 @@ class TokenReader:
         """Whether the long samples of each remote shard (n,) are fetched in parts: where most are long."""
         manifest = self.dataset.manifest
         long: NDArray[np.bool_] = manifest.bytes[shards] > LARGE * manifest.samples[shards]
-        return long & self._store.remote
+        return long & self._store.fetched[shards]
 
     def _in_blocks(self, shard: int, number: int) -> bool:
         """Whether a sample has CRCs of its blocks."""
@@ -148,7 +148,7 @@ class TokenReader:
         try:
             return self._compared(shard, number, first, last, name)
         except DamagedSampleError:
-            if not self._store.remote:
+            if not self._store.fetched[shard]:
                 raise
         # perhaps damaged on its way, or on this node's disk: fetched once more
         for segment in self._segments_of(shard, number, first, last):
@@ -161,7 +161,7 @@ class TokenReader:
         begin, end = first * BLOCK, min(last * BLOCK, int(sidecar.size[row]))
         offset = int(sidecar.offset[row])
         try:
-            if store.remote:
+            if store.fetched[shard]:
                 segments = self._segments_of(shard, number, first, last)
                 held = [_read_overlap(store.cache(), s, offset + begin, offset + end) for s in segments]
                 raw = b"".join(held)

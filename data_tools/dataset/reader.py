@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,11 @@ REFUSED = "give a fresh signature, or credentials (S3: the environment or a prof
 
 SIDECARS_AT_ONCE = 32
 
+HEAD_BYTES = 2048
+"""Of a sample, what holds its first headers, pax records included."""
+HEAD_PART = 1 << 30
+"""Its number among the parts of a sample, of which none has so many."""
+
 
 class Store:
     """Shards and sidecars of one manifest; shared by a data set and its subsets."""
@@ -45,7 +50,7 @@ class Store:
         """
         self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
         self.sources = sources
-        self.remote = bool(base) or any(is_remote(url) for url in manifest.urls)
+        self.remote = bool(self.fetched.any())
         self.segment_samples = max(
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
         )
@@ -62,6 +67,12 @@ class Store:
         self._valid_rows = Recent(self._find_valid_rows, kept)
         self._changes = Recent(self._find_change, 1024)
         self.marks = self._read_marks()
+
+    @cached_property
+    def fetched(self) -> NDArray[np.bool_]:
+        """Whether each shard (shards,) lies elsewhere: of several data sets that are one, some may lie here."""
+        places = self.sources or self.manifest.urls
+        return np.fromiter((bool(self.base) or is_remote(place) for place in places), bool, len(places))
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard."""
@@ -236,7 +247,7 @@ class Store:
         One that is marked is not read. ``run``: the samples [first, stop) of the shard that are fetched with it.
         """
         self.refuse_marked(shard, number)
-        if not self.remote:
+        if not self.fetched[shard]:
             return self._parse(shard, number, self.read_local)
         segment = self.segment(shard, number, run)
         try:
@@ -250,7 +261,7 @@ class Store:
 
         Raises DamagedSampleError.
         """
-        if self.remote:  # segments hold many samples, and a request for each header would take longer
+        if self.fetched[shard]:  # segments hold many samples, and a request for each header would take longer
             return self.read(shard, number)[0]
         sidecar, row = self.sidecar(shard), self.row(shard, number)
         offset, size = int(sidecar.offset[row]), int(sidecar.size[row])
@@ -259,6 +270,23 @@ class Store:
         except (tar.TarError, OSError) as error:
             raise DamagedSampleError(self.manifest.urls[shard], f"#{row}", str(error)) from None
         return key
+
+    def read_first_key(self, shard: int, number: int) -> str:
+        """As `read_key`, for a few samples only: of a remote one its head is fetched, and no segment of many samples.
+
+        Raises DamagedSampleError.
+        """
+        if not self.fetched[shard]:
+            return self.read_key(shard, number)
+        sidecar, row = self.sidecar(shard), self.row(shard, number)
+        offset, size = int(sidecar.offset[row]), int(sidecar.size[row])
+        place = offset, min(size, HEAD_BYTES)
+        head = Segment(shard, number, number + 1, HEAD_BYTES, lambda _: place, part=HEAD_PART)
+        try:
+            raw = self.cache().read(head, *place)
+            return tar.sample_key(lambda start, count: raw[start : start + count], size)
+        except (tar.TarError, OSError):  # longer headers than usual, or damage: the whole says which
+            return self.read(shard, number)[0]
 
     def read_local(self, shard: int, offset: int, size: int) -> bytes:
         """At most ``size`` bytes of a shard on this machine."""

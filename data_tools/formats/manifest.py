@@ -156,8 +156,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     write_atomically(folder / MANIFEST_NAME, text.encode())
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; raises UserError when it is not one."""
+def read_manifest(path: Path, place: str = "") -> Manifest:
+    """Read a manifest; raises UserError when it is not one, naming ``place`` where ``path`` is but a copy of it."""
     urls: list[str] = []
     versions: list[str] = []
     rows = array("q")
@@ -191,5 +191,5 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not a manifest of this version ({error}); run `python -m data_tools index`"
+            f"{place or path}: not a manifest of this version ({error}); run `python -m data_tools index`"
         ) from None

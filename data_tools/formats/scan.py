@@ -272,7 +272,7 @@ def scan_remote(url: str, with_crc: bool = True, retry: Retry = PATIENT) -> Shar
     """Scan a remote tar by range reads; raises UserError naming it when that cannot be done."""
     try:
         size = size_of(url, retry)
-        return scan_shard(read_in_windows(url, retry), size, with_crc)
+        return scan_shard(read_in_windows(url, size, retry), size, with_crc)
     except MissingError as error:
         raise UserError(f"{error}: cannot be read; check the URL") from None
     except NoRangesError as error:
@@ -283,13 +283,22 @@ def scan_remote(url: str, with_crc: bool = True, retry: Retry = PATIENT) -> Shar
         raise UserError(f"{redacted(url)}: not a usable tar ({error}); check the URL") from None
 
 
-def read_in_windows(url: str, retry: Retry = PATIENT, window: int = _WINDOW) -> tar.Read:
-    """Reads out of large ranges, of which the last few are kept: a scan and its checksums fetch each once."""
+def read_in_windows(url: str, size: int, retry: Retry = PATIENT, window: int = _WINDOW) -> tar.Read:
+    """Reads out of large ranges, of which the last few are kept: a scan and its checksums fetch each once.
+
+    They raise UserError where less comes of the ``size`` bytes that the object has: what did not come is neither a cut
+    archive nor damage.
+    """
     windows = Recent(lambda number: read_range(url, number * window, window, retry), 3)
 
-    def read(offset: int, size: int) -> bytes:
-        first, last = offset // window, (offset + size - 1) // window
+    def read(offset: int, wanted: int) -> bytes:
+        first, last = offset // window, (offset + wanted - 1) // window
         data = b"".join(windows(number) for number in range(first, last + 1))
-        return data[offset - first * window : offset - first * window + size]
+        data = data[offset - first * window : offset - first * window + wanted]
+        if len(data) < min(wanted, size - offset):
+            raise UserError(
+                f"{redacted(url)}: the store sends less than the {size:,} bytes it has; try again, or copy it here"
+            )
+        return data
 
     return read

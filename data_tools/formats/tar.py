@@ -313,7 +313,7 @@ def sample_members(raw: bytes, check: bool = True) -> tuple[str, dict[str, memor
 
 def plain_header(block: bytes, check: bool = True) -> tuple[str, int] | None:
     """(name, size) of the header of a regular ustar member with a short name, the usual case; None for any other."""
-    if len(block) < BLOCK or block[156] != 0x30 or block[345] or block[124] & 0x80:
+    if len(block) < BLOCK or block[156] != 0x30 or block[345] or block[124] & 0x80 or block[135] > 0x20:
         return None
     if check and not checksum_fits(block):
         return None  # the general way says what is wrong

@@ -6,13 +6,12 @@ read only when it is made. The first process to ask makes it, block by block, wh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,8 +61,7 @@ def find_row_plan(
     place.mkdir(parents=True, exist_ok=True)
     place /= name
     if not place.is_dir():
-        with locked(place.with_suffix(".lock")):
-            build_once(place, lambda target: write_row_plan(target, blocks, method, length, window))
+        build_once(place, lambda target: write_row_plan(target, blocks, method, length, window))
     return read_row_plan(place)
 
 
@@ -132,12 +130,3 @@ def read_row_plan(place: Path) -> RowPlan:
         raise UserError(
             f"{place}: damaged packing table ({error}); delete it, and it is made again"
         ) from None
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Within it, no other process is; one that dies lets go. A file system without locks lets several work at once."""
-    with path.open("a") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

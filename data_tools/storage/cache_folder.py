@@ -121,12 +121,15 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     with ExitStack() as held:
         with cache_errors(folder):
             held.enter_context(locked(lock))
+            share(lock)
             if folder.is_dir():  # another process has built it meanwhile
                 return folder
             temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
             temporary.mkdir()
         try:
             build(temporary)
+            for path in (temporary, *sorted(temporary.rglob("*"))):  # a folder before what lies in it
+                share(path)
             try:
                 temporary.rename(folder)
             except OSError:

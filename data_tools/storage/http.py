@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -22,6 +21,7 @@ from urllib3.util import Retry as RedirectsOnly
 from urllib3.util import Timeout, make_headers
 
 from data_tools.storage.background import refuse_when_stopped
+from data_tools.storage.location import split_url
 from data_tools.storage.retry import NoRangesError, StatusError
 from data_tools.storage.urls import quoted, redacted, take_login
 
@@ -50,7 +50,7 @@ os.register_at_fork(after_in_child=_forget_pools)
 
 def pool_for(url: str) -> urllib3.PoolManager:
     """The process's connections for a URL: direct, or through the proxy that the environment names."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
     with _lock:
         if proxy not in _pools:
@@ -73,7 +73,7 @@ def headers_for(url: str, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     bare, login = take_login(url)
     headers = {"Accept-Encoding": "identity", **own}
     if not login and "authorization" not in {name.lower() for name in own} and (known := read_netrc()):
-        found = known.authenticators(urlsplit(bare).hostname or "")
+        found = known.authenticators(split_url(bare).hostname or "")
         login = f"{found[0]}:{found[2]}" if found else ""
     if login:
         headers |= make_headers(basic_auth=login)
@@ -84,14 +84,17 @@ def headers_for(url: str, own: Mapping[str, str]) -> tuple[str, dict[str, str]]:
 def answer(method: str, url: str, timeout: float, own: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
     """A response whose body is read within; the connection is kept where it was read to its end.
 
-    Raises StatusError for an answer that is no success, with the wait that its Retry-After asks for.
+    Raises StatusError for an answer without the bytes that were asked for, with the wait that its Retry-After asks for.
     """
     target, headers = headers_for(url, own)
     response = pool_for(target).request(
         method, target, headers=headers, timeout=Timeout(timeout), retries=_FOLLOW, preload_content=False
     )
     try:
-        if response.status >= 400:
+        if response.status not in (
+            200,
+            206,
+        ):  # a redirect without a place, 204, 304: nothing that was asked for
             raise StatusError(response.status, wait_asked_for(response.headers.get("Retry-After", "")))
         yield response
     finally:

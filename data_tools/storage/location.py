@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from data_tools.errors import UserError
+from data_tools.storage.urls import is_http, is_remote, redacted, take_login
 
 _SIGNED = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|policy|expires?"
@@ -21,14 +24,12 @@ def location_of(url: str) -> str:
 
     Other parameters (``?file=a.tar``) stay, for they may say which object is meant; so does a path, as it is.
     """
-    if "://" not in url:
+    if not is_remote(url):
         return url
-    scheme, rest = url.split("://", 1)
-    host, slash, path = rest.partition("/")
-    bare = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    if not scheme.startswith("http") or ("?" not in path and "#" not in path):
+    bare = take_login(url)[0]
+    if not is_http(url) or ("?" not in bare and "#" not in bare):
         return bare
-    parts = urlsplit(bare)
+    parts = split_url(bare)
     asked = parse_qsl(parts.query, keep_blank_values=True)
     azure = any(name == "sig" for name, _ in asked)
     kept = [
@@ -39,6 +40,14 @@ def location_of(url: str) -> str:
     return urlunsplit(
         (parts.scheme, parts.netloc, parts.path, urlencode(kept, quote_via=quote, safe="/"), "")
     )
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL; raises UserError where it is none, such as ``http://[::1/a``."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{redacted(url)}: is no URL ({error}); check how it is written") from None
 
 
 def name_ends(name: str, endings: tuple[str, ...]) -> bool:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from data_tools.errors import UserError, describe_place
 from data_tools.storage.background import refuse_when_stopped
 from data_tools.storage.hedging import read_hedged
 from data_tools.storage.http import read_http_blocks, read_http_range, stat_http
+from data_tools.storage.location import split_url
 from data_tools.storage.options import AS_IT_IS, StorageOptions
 from data_tools.storage.retry import (
     PATIENT,
@@ -55,7 +55,7 @@ def read_range(url: str, offset: int, size: int, retry: Retry = PATIENT) -> byte
     """
     best = b""
     shorts = 0
-    kind = urlsplit(url).netloc.rpartition("@")[2], size.bit_length()
+    kind = split_url(url).netloc.rpartition("@")[2], size.bit_length()
 
     def read() -> tuple[bytes, int]:
         if is_http(url):

@@ -32,6 +32,7 @@ LASTING = {
     "InvalidURL", "NonHttpUrlClientError", "LocationValueError", "TooManyRedirects",  # aiohttp, http.client, urllib3
 }  # fmt: skip
 """Errors of storage libraries, by the name of their class, that no waiting mends: credentials and addresses."""
+NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"}
 HOST_ERRORS = {"NameResolutionError", "ClientConnectorDNSError"}
 
 
@@ -149,8 +150,12 @@ def judge(error: Exception) -> Fault:
             return Fault("host", describe(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Fault("lasting", f"bad certificate: {cause.verify_message}")
+        if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+            return Fault("lasting", "the server speaks no https on this port")
         if kinds & LASTING:
             return Fault("lasting", describe(cause))
+        if "ResponseError" in kinds and "too many redirects" in str(cause):  # urllib3
+            return Fault("lasting", "it is redirected again and again")
     programming = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError)
     return Fault("lasting" if isinstance(error, programming) else "passing", reason)
 
@@ -177,6 +182,8 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error tells of, where it does."""
+    if isinstance(error, StatusError):
+        return error.status
     answer = getattr(error, "response", None)
     found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
     if isinstance(answer, dict):  # botocore

@@ -8,7 +8,6 @@ needed last.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -28,6 +27,7 @@ from data_tools.storage import counters
 from data_tools.storage.background import GLANCE, DaemonPool, StoppedError, pause
 from data_tools.storage.cache_folder import cache_errors, cache_folder, make_shared_folder, share
 from data_tools.storage.handles import OpenFile, Recent, allow_open_files, renew_when_forked
+from data_tools.storage.locks import open_lock, try_lock
 from data_tools.storage.objects import NoRangesError, Retry, read_range, read_whole, redacted
 from data_tools.storage.retry import PATIENT
 
@@ -321,7 +321,9 @@ class SegmentCache:
         # a few lock files for all names; "room" has one to itself, as it is taken while another is held
         slot = name if name == "room" else zlib.crc32(name.encode()) % LOCKS
         with cache_errors(self.folder):
-            handle = open_lock(self.folder / LOCK_FOLDER / str(slot))
+            lock = self.folder / LOCK_FOLDER / str(slot)
+            handle = open_lock(lock)
+            share(lock)
         try:
             seconds = 0.001
             while not try_lock(handle):
@@ -341,26 +343,3 @@ class SegmentCache:
             pool.shutdown()
             with self._lock:
                 self._coming.clear()
-
-
-def open_lock(path: Path) -> int:
-    """A descriptor to lock by, of a file that any user of the cache may have made."""
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    except PermissionError:  # another user's; a reader can lock it as well
-        return os.open(path, os.O_RDONLY)
-    share(path)
-    return handle
-
-
-def try_lock(handle: int) -> bool:
-    """Lock a file for this descriptor alone, unless somebody else has; True too where the file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (
-        OSError
-    ):  # several work at once then: files get their names by renaming, so the same is fetched twice at worst
-        return True
-    return True

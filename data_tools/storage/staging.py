@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
+from data_tools.storage.locks import locked
 
 PACKING, INDEXING, VERIFYING = ".pack", ".index", ".verify"
 """The hidden folders of work in progress."""
@@ -35,6 +38,13 @@ class Staging:
     @property
     def receipts(self) -> Path:
         return self.folder / "receipts"
+
+    @contextmanager
+    def alone(self, part: str = "") -> Iterator[None]:
+        """Within it, no other process does work of this kind, or this ``part`` of it, in the folder; others wait."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out / f"{self.kind}{part}.lock", fleeting=True):
+            yield
 
     def publish(self, name: str, target: Path) -> None:
         """Give a file of the folder its final name, unless it has it already.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.errors import UserError
 from data_tools.storage.objects import PATIENT, MissingError, Retry, open_filesystem, redacted, with_retries
+from data_tools.storage.urls import is_http
 
 
 def upload(folder: Path, names: Sequence[str], base: str, retry: Retry = PATIENT) -> None:
@@ -16,11 +17,11 @@ def upload(folder: Path, names: Sequence[str], base: str, retry: Retry = PATIENT
     Raises:
         UserError: nothing can be written there.
     """
-    if base.startswith(("http://", "https://")):
+    if is_http(base):
         raise UserError(
             f"{redacted(base)}: a web server cannot be written to; give a local folder with --output"
         )
-    filesystem, path = open_filesystem(base)
+    filesystem, path = open_filesystem(base, retry.storage)
 
     def put(name: str) -> None:
         filesystem.pipe_file(f"{path}/{name}", (folder / name).read_bytes())

@@ -21,16 +21,14 @@ def is_remote(url: str) -> bool:
 
 def is_http(url: str) -> bool:
     """Whether it is read by our own HTTP client, and not by fsspec."""
-    return url.startswith(("http://", "https://"))
+    return url[:8].lower().startswith(("http://", "https://"))
 
 
 def redacted(url: str) -> str:
     """The URL without the secrets that may stand in it: user, password, query (signatures). A path as it is."""
     if not is_remote(url):
         return url
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return take_login(url.partition("?")[0])[0]
 
 
 def redact_urls(text: str) -> str:

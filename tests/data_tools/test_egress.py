@@ -98,10 +98,15 @@ def test_loaders_on_nodes_fetch_each_byte_once_and_take_the_reference_sequence(
     folder = write_images(tmp_path / "data", samples=122, per_shard=31)  # with chunks that shards do not fill
     reference = Stream(open_dataset(folder), layout=Layout(4, 5, 2))
     taken: dict[int, str] = {}
+    requests: list[tuple[str, str | None]] = []
     with bad_server(folder) as (url, server):
         for rank in range(ranks):
             monkeypatch.setenv("MASQUERADE_CACHE", str(tmp_path / f"node{rank // node_size}"))
             stream = Stream(open_dataset(url, fetching=FAST), layout=Layout(4, 5, 2))
+            assert not stream.keys_repeat  # told by the heads of eight samples, fetched once for each node
+            heads = [asked for _, asked in server.requests if asked]
+            assert len(heads) == (8 if rank % node_size == 0 else 0)
+            server.requests.clear()
             loader = Loader(
                 stream, lambda s, _: {"n": s["json"]["number"]}, global_batch_size=24, rank=rank, world_size=ranks,
                 node_size=node_size,
@@ -112,7 +117,9 @@ def test_loaders_on_nodes_fetch_each_byte_once_and_take_the_reference_sequence(
                 keys = [sample["__key__"] for sample in stream.samples(mine)]
                 assert not set(mine.tolist()) & set(taken)
                 taken |= dict(zip(mine.tolist(), keys, strict=True))
-        ranges = [tuple(map(int, asked[6:].split("-"))) for _, asked in server.requests if asked]
+            requests += server.requests
+            server.requests.clear()
+        ranges = [tuple(map(int, asked[6:].split("-"))) for _, asked in requests if asked]
     assert [taken[p] for p in range(120)] == [reference.sample(p)["__key__"] for p in range(120)]
     bytes_ = sum(int(s) for shard in range(4) for s in reference.dataset.valid_sidecar(shard).size)
     assert sum(last - first + 1 for first, last in ranges) <= 1.05 * bytes_

@@ -23,9 +23,9 @@ def manifests(monkeypatch):
     """The manifests that are read."""
     paths = []
 
-    def read_manifest(path):
+    def read_manifest(path, *place):
         paths.append(path)
-        return plain(path)
+        return plain(path, *place)
 
     plain = opening.read_manifest
     monkeypatch.setattr(opening, "read_manifest", read_manifest)

@@ -105,6 +105,22 @@ def pack(
     work = Staging(out, PACKING, source.digest(shard_bytes))
     _check_target(out, work.folder)
     is_new = not out.exists()
+    try:
+        with work.alone("-{}-{}".format(*part)):
+            _check_target(out, work.folder)  # another process may have done this very part meanwhile
+            return _pack_alone(source, work, shard_bytes, processes, part, executor)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # there is something to go on from, or another command has written there
+                out.rmdir()
+        raise
+
+
+def _pack_alone(
+    source: Source, work: Staging, shard_bytes: int, processes: int | None, part: tuple[int, int],
+    executor: Executor | None,
+) -> Result:  # fmt: skip
+    out = work.out
     work.folder.mkdir(parents=True, exist_ok=True)
     jobs = list(enumerate(source.jobs))
     do = partial(_pack_job, source.read, source.with_length, work.folder, shard_bytes)
@@ -114,9 +130,6 @@ def pack(
     except BaseException:
         if part == (0, 1) and not any(work.receipts.glob("*")):  # nothing to resume from
             work.remove()
-            if is_new:
-                with suppress(OSError):  # another command has written there meanwhile
-                    out.rmdir()
         raise
     if receipts is not None:
         return _finish(source, receipts, work)
@@ -131,7 +144,7 @@ def _check_target(out: Path, work: Path) -> None:
         raise UserError(f"{out}: is a file; give a folder to pack into")
     if (out / MANIFEST_NAME).exists():
         raise UserError(f"{out}: already holds a packed data set; choose another folder or remove it")
-    others = [p.name for p in out.iterdir() if p.name != PACKING] if out.is_dir() else []
+    others = [p.name for p in out.iterdir() if not p.name.startswith(PACKING)] if out.is_dir() else []
     if others and not work.is_dir():
         raise UserError(f"{out}: is not empty (it has {others[0]}); choose another folder")
 
