@@ -19,12 +19,12 @@ from data_tools.decode.options import DecodeOptions
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.packing import WINDOW
-from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
 from data_tools.order.sharing import find_runs
 from data_tools.order.shuffle import Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
+from data_tools.stream.packing_table import find_row_plan
 from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
