@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,12 @@ class Mixture:
         self.plan: MixingPlan | None = None
         """What the weights in force were planned from; None where they were given as they are."""
         self.set_weights(weights, 0)
+
+    def __copy__(self) -> Mixture:
+        """With streams of its own: what it adopts is not adopted by these."""
+        other = object.__new__(Mixture)
+        vars(other).update(vars(self), streams={name: copy.copy(s) for name, s in self.streams.items()})
+        return other
 
     def set_weights(self, weights: Mapping[str, float], position: int) -> None:
         """Mix by ``weights`` from ``position`` on; what was before stays as it was."""
