@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,9 +70,11 @@ class Mixture:
         if (
             set(weights) != set(self.streams)
             or not all(w >= 0 for w in weights.values())
-            or not sum(weights.values())
+            or not 0 < sum(weights.values()) < math.inf
         ):
-            raise UserError(f"weights {dict(weights)}: must be ≥ 0, not all 0, for {', '.join(self.streams)}")
+            raise UserError(
+                f"weights {dict(weights)}: must be finite, ≥ 0, not all 0, for {', '.join(self.streams)}"
+            )
         if self.history and position < self.history[-1][0]:
             raise UserError(
                 f"weights were set at position {self.history[-1][0]} already; {position} is before that"
