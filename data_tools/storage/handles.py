@@ -121,6 +121,7 @@ class Recent:
             return value
 
     def forget(self, key: Any) -> None:
+        """Drop a value: it is made anew when it is next asked for."""
         with self._lock:
             self._values.pop(key, None)
 

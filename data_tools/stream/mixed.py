@@ -116,9 +116,11 @@ class Mixture:
         self.order = MixingOrder(shares, self.seed, [window for *_, window in history])
 
     def sample(self, position: int) -> Sample:
+        """The sample or row at a position ≥ 0, with ``__source__`` and its key behind the name of that."""
         return next(self.samples(np.array([position], dtype=np.int64)))
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        """Those at ``positions`` ≥ 0, shape (n,), in their order; each source is asked once for all of its own."""
         sources, inner = self.order.locate(positions)
         names = list(self.streams)
         readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
@@ -150,6 +152,7 @@ class Mixture:
         return home
 
     def read_ahead(self) -> ReadAhead | None:
+        """As of a Stream, for the sources that lie elsewhere."""
         remote = [stream for stream in self.streams.values() if stream.dataset.remote]
         if not remote:
             return None
@@ -160,6 +163,7 @@ class Mixture:
         )
 
     def needs(self, positions: Int64Array) -> Needs:
+        """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
         sources, inner = self.order.locate(positions)
         found = []
         for s, stream in enumerate(self.streams.values()):
@@ -181,6 +185,7 @@ class Mixture:
         return found
 
     def state(self) -> dict[str, Any]:
+        """As of a Stream: the history of weights, and the state of each source."""
         history = [
             [start, weights] if window == WINDOW else [start, weights, window]
             for start, weights, window in self.history
