@@ -88,7 +88,7 @@ def egress() -> list[Row]:
 
 
 def packing(folder: Path) -> list[Row]:
-    from data_tools.order.packing_table import find_row_plan, read_row_plan
+    from data_tools.stream.packing_table import find_row_plan, read_row_plan
 
     documents = 10**7
 

@@ -44,8 +44,8 @@ def add_index(commands: Any) -> None:
 
 def _run_index(a: argparse.Namespace) -> int:
     from data_tools.commands.index import index
+    from data_tools.dataset.foreign_indexes import export_dali, export_energon, import_energon
     from data_tools.dataset.open import open_dataset
-    from data_tools.formats.foreign_indexes import export_dali, export_energon, import_energon
 
     bad: list[tuple[str, str, str]] = []
     if a.from_index:

@@ -48,6 +48,7 @@ class Damage:
 
     @classmethod
     def at(cls, position: int, error: DamagedSampleError) -> Damage:
+        """What the error says, of the sample that belongs at ``position`` of the run."""
         return cls(position, error.shard, error.name, error.reason, error.known)
 
 

@@ -48,6 +48,7 @@ class Dataset:
 
     @property
     def manifest(self) -> Manifest:
+        """The shards, with their counts, sizes and checksums; whatever is selected."""
         return self._store.manifest
 
     @property

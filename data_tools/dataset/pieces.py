@@ -26,7 +26,7 @@ from data_tools.formats import tar
 from data_tools.formats.sidecar import BLOCK, LARGE
 from data_tools.order.packing import Rows
 from data_tools.storage.checksum import crc32
-from data_tools.storage.handles import Recent
+from data_tools.storage.handles import Recent, renew_when_forked
 from data_tools.storage.prefetch import Needs
 from data_tools.storage.segments import Segment, SegmentCache
 
@@ -60,6 +60,11 @@ class TokenReader:
         self.dataset, self._store = dataset, dataset.store
         self._places = Recent(self._find_tokens, PLACES)
         self._start()
+        renew_when_forked(self)
+
+    def begin_in_child(self) -> None:
+        """Whoever held the lock is not here, nor what it was at."""
+        self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
@@ -74,6 +79,7 @@ class TokenReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
+        renew_when_forked(self)
 
     def read(self, shard: int, number: int, first: int, size: int) -> tuple[str, NDArray[np.integer]]:
         """(key, tokens (size,)) from token ``first`` on of the ``number``-th valid sample of a shard.

@@ -223,6 +223,7 @@ class Store:
         return np.flatnonzero(self.sidecar(shard).valid)
 
     def sidecar(self, shard: int) -> Sidecar:
+        """A shard's sidecar, kept among the recent ones; raises UserError where it is not the manifest's."""
         found: Sidecar = self._sidecars(shard)
         return found
 

@@ -12,10 +12,3 @@ def resize(image: np.ndarray, height: int, width: int) -> Tensor:
     """uint8 image (H, W, C) to uint8 (C, height, width), bilinear with antialiasing."""
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, C, H, W), channels last in memory
     return F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)[0]
-
-
-def resize_shorter_side(image: np.ndarray, side: int) -> Tensor:
-    """uint8 image (H, W, C) to (C, H', W') whose shorter side is ``side``, proportions kept."""
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    return resize(image, max(side, round(height * scale)), max(side, round(width * scale)))

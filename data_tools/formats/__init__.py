@@ -1,1 +1,1 @@
-"""What lies on disk: tar archives, manifests, sidecars, and what others keep beside their shards."""
+"""What lies on disk: tar archives, manifests, marks and sidecars."""

@@ -48,4 +48,5 @@ class BatchSizes:
 
 
 def ceil_div(number: float, by: int) -> int:
+    """The smallest whole number of ``by`` that hold ``number``."""
     return int(-(-number // by))

@@ -44,6 +44,7 @@ class Layout:
         return samples if samples > 1 else 0
 
     def as_dict(self) -> dict[str, int]:
+        """JSON-able."""
         return asdict(self)
 
 

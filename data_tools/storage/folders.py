@@ -64,11 +64,6 @@ def walk_folder(folder: Path) -> Walk:
     return Walk(sorted(files), sorted(passed_over))
 
 
-def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files below ``folder`` whose names end in one of the suffixes, in lower or upper case; see `walk_folder`."""
-    return [path for path in walk_folder(folder).files if path.name.lower().endswith(suffixes)]
-
-
 def _refuse(place: Path, seen: set[tuple[int, int]], asked_for: bool) -> str:
     """Why a folder is not read, or "" where it is, and is among the ``seen`` ones from now on."""
     if place.is_symlink() and not asked_for and place.parent.resolve().is_relative_to(place.resolve()):

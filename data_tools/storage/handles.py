@@ -94,8 +94,9 @@ class Recent:
         renew_when_forked(self)
 
     def begin_in_child(self) -> None:
-        """The values are as good here, but whoever held the lock is not here."""
+        """The values are as good here, but whoever held a lock, or was making a value, is not here."""
         self._lock = threading.Lock()
+        self._making = {}
 
     def __call__(self, key: Any) -> Any:
         with self._lock:
@@ -120,6 +121,7 @@ class Recent:
             return value
 
     def forget(self, key: Any) -> None:
+        """Drop a value: it is made anew when it is next asked for."""
         with self._lock:
             self._values.pop(key, None)
 

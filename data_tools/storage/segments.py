@@ -88,6 +88,7 @@ class Segment:
 
     @property
     def name(self) -> str:
+        """Of its file in the cache; another run of samples has another one."""
         part = "" if self.part < 0 else f".{self.part}"
         return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}{part}"
 
@@ -98,10 +99,12 @@ class Segment:
 
     @property
     def start(self) -> int:
+        """Offset in the shard, in bytes."""
         return self.range[0]
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return self.range[1]
 
 

@@ -76,6 +76,12 @@ class Pad:
         for name in self.fields:
             arrays = [_tensor(name, row, example.get(name)) for row, example in enumerate(examples)]
             lengths = [len(array) for array in arrays]
+            strange = [row for row, array in enumerate(arrays) if not _holds(array, self.value)]
+            if strange:
+                why = f"is {arrays[strange[0]].dtype}, which does not hold the padding {self.value}"
+                raise FieldError(
+                    name, why, strange, "let the transform convert it, or pad with another value"
+                )
             padded = [self._to_length(array, max(lengths)) for array in arrays]
             batch[name] = _stack(name, padded)
             batch[f"{name}_length"] = torch.tensor(lengths)
@@ -86,6 +92,16 @@ class Pad:
         padded = array.new_full((length, *array.shape[1:]), self.value)
         padded[: len(array)] = array
         return padded
+
+
+def _holds(array: Tensor, value: float) -> bool:
+    """Whether arrays of this type can hold the value: no integer holds 0.5, and uint16 not -100."""
+    if array.is_floating_point() or array.is_complex():
+        return True
+    if array.dtype == torch.bool:
+        return value in (0, 1)
+    limits = torch.iinfo(array.dtype)
+    return limits.min <= value <= limits.max and value == int(value)
 
 
 def _tensor(name: str, row: int, value: Any) -> Tensor:
@@ -154,12 +170,25 @@ def _stack_numbers(name: str, values: list[_Number], types: set[type]) -> Tensor
             rows = [row for row, value in enumerate(values) if not -(1 << 63) <= int(value) < 1 << 63]
             remedy = "let the transform make it smaller"
             raise FieldError(name, "does not fit into 64 bits", rows, remedy) from None
-    numbers = torch.tensor([float(value) for value in values], dtype=torch.float32)
+    numbers = torch.tensor([_to_float(value) for value in values], dtype=torch.float32)
+    if bool(numbers.isinf().any()):
+        beyond = numbers.isinf().tolist()
+        rows = [row for row, value in enumerate(values) if beyond[row] and abs(value) != float("inf")]
+        if rows:
+            raise FieldError(name, "does not fit into float32", rows, "let the transform scale it")
     if any(issubclass(of, int | np.integer) for of in types) and bool(numbers.isnan().any()):
         rows = numbers.isnan().nonzero().flatten().tolist()
         remedy = "leave these samples out, or let the transform give a value"
         raise FieldError(name, "is a whole number elsewhere, but not a number (NaN)", rows, remedy)
     return numbers
+
+
+def _to_float(value: _Number) -> float:
+    """As a float; infinite where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def _kind(of: type) -> str:

@@ -175,13 +175,17 @@ class Loader:
         self._stride = 1  # steps from one that is made here to the next one; the others are made elsewhere
         self._stale = False  # what was prepared ahead is no longer what is wanted
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what runs here: workers, and what fetches ahead."""
+        return {**vars(self), "_pools": ExitStack(), "_reader": None}
+
     def share_of_worker(self, worker: int, workers: int) -> Loader:
         """A loader of the steps ``worker``, ``worker`` + ``workers``, … from here on, made in its caller's thread.
 
         For processes that somebody else starts: batches are not pinned, for that is up to the process that takes them.
         """
         share = copy.copy(self)
-        share.workers, share.pin_memory, share._pools, share._reader = 0, False, ExitStack(), None
+        share.workers, share.pin_memory = 0, False
         share.position = self._after(self.position, worker)
         share._stride = workers
         return share
@@ -302,10 +306,11 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken; a running iteration does so with its next step.
 
-        Raises UserError when the stream is not the one that the state was taken of.
+        Raises UserError when the stream is not the one that the state was taken of; nothing has changed then.
         """
-        self.stream.adopt(state)
-        here = self.stream.state()
+        trial = copy.copy(self.stream)
+        trial.adopt(state)
+        here = trial.state()
         differing = [
             f"{name} was {state.get(name)!r}, is {value!r}"
             for name, value in here.items()
@@ -316,5 +321,6 @@ class Loader:
                 f"the data stream is not the one of the saved state: {'; '.join(differing)}; use the same data and"
                 " settings, or start a new run"
             )
+        self.stream.adopt(state)
         self.position = int(state["position"])
         self._stale = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,14 +59,22 @@ class Mixture:
         """What the weights in force were planned from; None where they were given as they are."""
         self.set_weights(weights, 0)
 
+    def __copy__(self) -> Mixture:
+        """With streams of its own: what it adopts is not adopted by these."""
+        other = object.__new__(Mixture)
+        vars(other).update(vars(self), streams={name: copy.copy(s) for name, s in self.streams.items()})
+        return other
+
     def set_weights(self, weights: Mapping[str, float], position: int) -> None:
         """Mix by ``weights`` from ``position`` on; what was before stays as it was."""
         if (
             set(weights) != set(self.streams)
             or not all(w >= 0 for w in weights.values())
-            or not sum(weights.values())
+            or not 0 < sum(weights.values()) < math.inf
         ):
-            raise UserError(f"weights {dict(weights)}: must be ≥ 0, not all 0, for {', '.join(self.streams)}")
+            raise UserError(
+                f"weights {dict(weights)}: must be finite, ≥ 0, not all 0, for {', '.join(self.streams)}"
+            )
         if self.history and position < self.history[-1][0]:
             raise UserError(
                 f"weights were set at position {self.history[-1][0]} already; {position} is before that"
@@ -106,9 +116,11 @@ class Mixture:
         self.order = MixingOrder(shares, self.seed, [window for *_, window in history])
 
     def sample(self, position: int) -> Sample:
+        """The sample or row at a position ≥ 0, with ``__source__`` and its key behind the name of that."""
         return next(self.samples(np.array([position], dtype=np.int64)))
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        """Those at ``positions`` ≥ 0, shape (n,), in their order; each source is asked once for all of its own."""
         sources, inner = self.order.locate(positions)
         names = list(self.streams)
         readers = [self.streams[name].samples(inner[sources == s]) for s, name in enumerate(names)]
@@ -140,6 +152,7 @@ class Mixture:
         return home
 
     def read_ahead(self) -> ReadAhead | None:
+        """As of a Stream, for the sources that lie elsewhere."""
         remote = [stream for stream in self.streams.values() if stream.dataset.remote]
         if not remote:
             return None
@@ -150,6 +163,7 @@ class Mixture:
         )
 
     def needs(self, positions: Int64Array) -> Needs:
+        """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
         sources, inner = self.order.locate(positions)
         found = []
         for s, stream in enumerate(self.streams.values()):
@@ -171,6 +185,7 @@ class Mixture:
         return found
 
     def state(self) -> dict[str, Any]:
+        """As of a Stream: the history of weights, and the state of each source."""
         history = [
             [start, weights] if window == WINDOW else [start, weights, window]
             for start, weights, window in self.history

@@ -19,12 +19,12 @@ from data_tools.decode.options import DecodeOptions
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.order.packing import WINDOW
-from data_tools.order.packing_table import find_row_plan
 from data_tools.order.permutation import derive_key
 from data_tools.order.sharing import find_runs
 from data_tools.order.shuffle import Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
+from data_tools.stream.packing_table import find_row_plan
 from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class PackedStream:
         return next(self.samples(np.array([position], dtype=np.int64)))
 
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
+        """The rows at ``positions`` ≥ 0, shape (n,), as `sample` gives them, with ``__damage__`` where there is any."""
         epochs, rows = self.order.indices(positions)
         columns = positions.tolist(), epochs.tolist(), rows.tolist(), self._pieces(rows)
         for position, epoch, row, pieces in zip(*columns, strict=True):
@@ -111,12 +112,14 @@ class PackedStream:
         return iter(())
 
     def read_ahead(self) -> ReadAhead | None:
+        """As of a Stream."""
         if not self.dataset.remote:
             return None
         ahead = positions_ahead(self.row_bytes, self.plan.rows)
         return ReadAhead(self.needs, self.plan.rows, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
+        """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
         epochs, rows = self.order.indices(positions)
         pieces = self.plan.take(rows)
         counts = np.diff(pieces.row_start)
@@ -165,6 +168,7 @@ class PackedStream:
         return row_sample, damages
 
     def state(self) -> dict[str, Any]:
+        """As of a Stream, with what fixes the rows."""
         packing = {"length": self.length, "method": self.method, "window": self._window}
         return {"fingerprint": self.fingerprint, "packing": packing, **self.order.state()}
 

@@ -102,6 +102,7 @@ class Stream:
         return ReadAhead(self.needs, self.samples_per_epoch, ahead, self.order.layout.turn)
 
     def needs(self, positions: Int64Array) -> Needs:
+        """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
         runs = self._runs(positions)
         epochs, indices = self.order.indices(positions) if runs is None else (runs.epoch, runs.index)
         return self.dataset.segments(indices, epochs, positions, runs)

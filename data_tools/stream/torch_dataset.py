@@ -171,7 +171,14 @@ class StreamDataLoader(DataLoader[dict[str, Any]]):
     """
 
     def __init__(self, dataset: StreamDataset, **options: Any) -> None:
-        """``options``: those of DataLoader, ``num_workers``, ``persistent_workers``, ``pin_memory`` and so on."""
+        """``options``: those of DataLoader, ``num_workers``, ``persistent_workers``, ``pin_memory`` and so on.
+
+        Raises ValueError for ``in_order=False``: which batches were taken could then not be told by their number.
+        """
+        if not options.get("in_order", True):
+            raise ValueError(
+                "in_order=False: batches are counted, so they must come in their order; leave it out"
+            )
         super().__init__(dataset, batch_size=None, **options)
         self._stream = dataset
         dataset.count_here()

@@ -61,6 +61,8 @@ def test_texts_and_bytes_become_lists():
         ([{"x": 1}, {"x": "1"}, {"x": 1}], "field 'x': is a number, but text in number 1;"),
         ([{"x": {}}], "field 'x': is a dict in number 0;"),
         ([{"x": 1}, {"x": np.uint64(2**63)}], "does not fit into 64 bits in number 1;"),
+        ([{"x": math.inf}, {"x": -1e39}], "does not fit into float32 in number 1;"),
+        ([{"x": 0.5}, {"x": 10**400}], "does not fit into float32 in number 1;"),
         ([{"x": np.zeros(3)}, {"x": np.zeros(5)}], r"shape \(3,\) first, but \(5,\) in number 1; .*Pad\(\('x',\)\)"),
         ([{"x": np.array(["a"])}], "field 'x': has no torch type"),
         ([{"x": 1.0}] + [{}] * 6, "number 1, number 2, number 3, number 4 and 2 more;"),
@@ -83,6 +85,17 @@ def test_arrays_of_different_lengths_are_padded_where_that_is_asked_for():
         Pad(("x", "label"))(examples)
     with pytest.raises(UserError, match="field 'y': is missing"):
         Pad(("x", "y"))(examples)
+
+
+@pytest.mark.parametrize(
+    "dtype, value", [("uint16", -100), ("uint8", 256), ("int64", 0.5), ("bool", 2), ("int32", math.nan)]
+)
+def test_padding_that_a_field_cannot_hold_is_refused_and_not_taken_for_another(dtype, value):
+    examples = [{"x": np.zeros(n, dtype=dtype)} for n in (1, 2)]
+    with pytest.raises(
+        UserError, match=rf"field 'x': is torch.{dtype}, which does not hold the padding {value} in"
+    ):
+        Pad(("x",), value)(examples)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import webdataset as wds
 from small_data import write_images
 
 from data_tools.__main__ import main
+from data_tools.dataset.foreign_indexes import import_wids
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.formats.foreign_indexes import import_wids
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,7 +112,14 @@ def test_by_token_makes_the_weights_shares_of_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "weights", [{"a": 1.0}, {"a": 1.0, "b": -1.0}, {"a": 0.0, "b": 0.0}, {"a": 1.0, "c": 1.0}]
+    "weights",
+    [
+        {"a": 1.0},
+        {"a": 1.0, "b": -1.0},
+        {"a": 0.0, "b": 0.0},
+        {"a": 1.0, "c": 1.0},
+        {"a": 1.0, "b": math.inf},
+    ],
 )
 def test_impossible_weights_are_refused(streams, weights):
     with pytest.raises(UserError, match="weights"):

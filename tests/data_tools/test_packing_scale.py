@@ -9,8 +9,9 @@ from small_data import write_tokens
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
-from data_tools.order import packing, packing_table
+from data_tools.order import packing
 from data_tools.order.packing import best_fit_rows
+from data_tools.stream import packing_table
 from data_tools.stream.packed import PackedStream
 from data_tools.stream.samples import Stream
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.order import packing, packing_table
+from data_tools.order import packing
 from data_tools.order.packing import best_fit_rows, cut_rows
-from data_tools.order.packing_table import find_row_plan
+from data_tools.stream import packing_table
+from data_tools.stream.packing_table import find_row_plan
 
 COLUMNS = ("row_start", "document", "start", "size")
 LENGTHS = np.random.default_rng(0).integers(0, 300, 2_500).astype(np.uint32)

@@ -14,7 +14,6 @@ from data_tools.decode.options import DecodeError
 
 PLAIN_SUFFIXES = (".txt", ".text", ".md", ".txt.gz", ".text.gz", ".md.gz")
 TEXT_SUFFIXES = (*PLAIN_SUFFIXES, *MAIL_SUFFIXES, *PAGE_SUFFIXES)
-DOCUMENTS = ("file", "paragraph", "line")
 
 Line = tuple[int, str | DecodeError]
 
