@@ -17,6 +17,7 @@ from data_tools.dataset.expand import expand
 from data_tools.dataset.index import index_shards, unpack
 from data_tools.dataset.join import absolute_places, keep_joined
 from data_tools.dataset.reader import REFUSED, Store
+from data_tools.dataset.remote_tokenizer import copy_tokenizer
 from data_tools.dataset.shard_files import TARS
 from data_tools.dataset.sources import find_tars, identify
 from data_tools.decode.kinds import PICKLE_EXTENSIONS
@@ -196,11 +197,15 @@ def _remote_manifest(url: str, fetching: FetchOptions) -> Found | None:
         raise UserError(f"{error}; {REFUSED}") from None
     except MissingError:
         return None
+    kept = folder / MANIFEST_NAME
+    anew = not kept.exists() or kept.read_bytes() != data
     with cache_errors(folder):
         make_shared_folder(folder)
-        write_atomically(folder / MANIFEST_NAME, data)
-        share(folder / MANIFEST_NAME)
-    return Found(folder, base)
+        write_atomically(kept, data)
+        share(kept)
+    found = Found(folder, base)
+    copy_tokenizer(found.read_manifest(), base, folder, fetching.retry, anew)
+    return found
 
 
 def _listed(url: str, fetching: FetchOptions) -> Found:

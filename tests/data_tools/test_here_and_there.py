@@ -1,5 +1,6 @@
 """Data sets of which some shards lie on this machine and some elsewhere, and what is built in a cache for others."""
 
+import json
 import os
 import stat
 
@@ -74,3 +75,21 @@ def test_what_is_built_in_a_shared_cache_can_be_read_by_all_of_its_users(tmp_pat
         os.umask(mask)
     for path in (built, built / "below", built / "below" / "file"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o070 == (0o070 if path.is_dir() else 0o060)
+
+
+def test_the_tokenizer_of_remote_tokens_comes_along_and_nothing_from_outside_their_folder(tmp_path, cache):
+    data = write_tokens(tmp_path / "there" / "data", [200] * 4, per_shard=4)
+    (tmp_path / "there" / "secret").mkdir()
+    for place in (data / "tokenizer", tmp_path / "there" / "secret"):
+        place.mkdir(exist_ok=True)
+        (place / "tokenizer.json").write_text(place.name)
+    manifest = json.loads((data / "manifest.json").read_text())
+    with store_server(tmp_path / "there") as (url, server):
+        for named in ("tokenizer", "../secret", str(tmp_path / "there" / "secret")):
+            (data / "manifest.json").write_text(json.dumps({**manifest, "about": {"tokenizer": named}}))
+            folder = open_dataset(f"{url}/data").folder
+            assert (folder / "tokenizer" / "tokenizer.json").read_text() == "tokenizer"
+            assert not any("secret" in path for _, path, _ in server.requests)
+        server.requests.clear()
+        open_dataset(f"{url}/data")
+        assert [path for _, path, _ in server.requests] == ["/data/manifest.json"]
