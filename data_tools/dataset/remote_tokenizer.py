@@ -26,10 +26,10 @@ def copy_tokenizer(manifest: Manifest, base: str, folder: Path, retry: Retry, an
     named = PurePosixPath(str(manifest.about.get("tokenizer", "tokenizer")))
     if "tokens.npy" not in manifest.extensions or named.is_absolute() or ".." in named.parts:
         return
+    if not anew and (folder / named / FILES[0]).exists():
+        return
     for name in FILES:
         path = folder / named / name
-        if path.exists() and not anew:
-            continue
         try:
             data = read_all(join_url(base, f"{named}/{name}"), retry)
         except MissingError:  # not every tokenizer has all of them

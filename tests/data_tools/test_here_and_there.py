@@ -85,7 +85,7 @@ def test_the_tokenizer_of_remote_tokens_comes_along_and_nothing_from_outside_the
         (place / "tokenizer.json").write_text(place.name)
     manifest = json.loads((data / "manifest.json").read_text())
     with store_server(tmp_path / "there") as (url, server):
-        for named in ("tokenizer", "../secret", str(tmp_path / "there" / "secret")):
+        for named in ("tokenizer", "../secret", str(tmp_path / "there" / "secret"), "tokenizer"):
             (data / "manifest.json").write_text(json.dumps({**manifest, "about": {"tokenizer": named}}))
             folder = open_dataset(f"{url}/data").folder
             assert (folder / "tokenizer" / "tokenizer.json").read_text() == "tokenizer"
