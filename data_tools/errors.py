@@ -6,6 +6,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -57,6 +58,14 @@ def printable(text: str) -> str:
     Python keeps such a byte as a lone surrogate, which cannot be written or printed; the sample keeps its real key.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    r"""Text for one line of a terminal: as `printable`, with line ends and control characters as ``\n``, ``\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), printable(text))
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def run_cli(main: Callable[[], int]) -> int:

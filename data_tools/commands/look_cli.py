@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.commands.cli import add_processes, command, positive
-from data_tools.errors import UserError
+from data_tools.errors import UserError, one_line
+
+SHOWN = 20
+"""Keys and groups of them that are printed; `--json` has them all."""
 
 
 def add_stats(commands: Any) -> None:
@@ -42,15 +45,16 @@ def _run_stats(a: argparse.Namespace) -> int:
 
 def _line(value: Any) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{k} {_line(v)}" for k, v in value.items())
+        return "  ".join(f"{one_line(str(k))} {_line(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return "[" + ", ".join(map(_line, value)) + "]"
+        more = f", … and {len(value) - SHOWN:,} more" if len(value) > SHOWN else ""
+        return "[" + ", ".join(map(_line, value[:SHOWN])) + more + "]"
     return (
         f"{value:,.4g}"
         if isinstance(value, float)
         else f"{value:,}"
         if isinstance(value, int)
-        else str(value)
+        else one_line(str(value))
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.commands.cli import add_processes, command, print_manifest
-from data_tools.errors import UserError
+from data_tools.errors import UserError, one_line
 
 
 def add_index(commands: Any) -> None:
@@ -71,7 +71,7 @@ def _print_bad(bad: list[tuple[str, str, str]], what: str = "damaged", shown: in
     if bad:
         print(f"{len(bad)} {what}:")
     for shard, name, reason in bad[:shown]:
-        print(f"  {shard}: {name or 'the shard'}: {reason}")
+        print(f"  {shard}: {one_line(name) or 'the shard'}: {one_line(reason)}")
     if len(bad) > shown:
         print(f"  … and {len(bad) - shown} more")
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.decode.pixels import lay_on
 from data_tools.decode.sample import Sample
+from data_tools.errors import one_line
 
 TILE = 112  # pixels
 CAPTION = 14
@@ -70,9 +71,9 @@ def excerpt(sample: Sample, classes: list[str] | None = None) -> str:
     text = sample.get("text")
     if text is None and "tokens" in sample:
         text = " ".join(map(str, sample["tokens"][: EXCERPT // 5].tolist()))
-    shown = (text or "")[:EXCERPT].replace("\n", " ")
+    shown = one_line((text or "")[:EXCERPT].replace("\n", " ").replace("\t", " "))
     more = "…" if text and len(text) > EXCERPT else ""
-    return f"[{sample['__key__']}] {caption(sample, classes)}\n  {shown}{more}"
+    return f"[{one_line(sample['__key__'])}] {one_line(caption(sample, classes))}\n  {shown}{more}"
 
 
 def _picture(sample: Sample) -> Image.Image | None:

@@ -38,7 +38,10 @@ def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep:
         for name in ("tokenizer.json", "tokenizer_config.json")
         if (folder / name).is_file()
     }
-    about = {**dataset.manifest.about, "tokenizer": TOKENIZER_FOLDER, "document_ends": ends}
+    kept = {
+        name: value for name, value in dataset.manifest.about.items() if name != "classes" or "cls" in keep
+    }
+    about = {**kept, "tokenizer": TOKENIZER_FOLDER, "document_ends": ends}
     stamp = dataset.fingerprint
     jobs = [[data, stamp, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
     return Source(read, jobs, about, with_length=True, files=files, stamp=stamp)

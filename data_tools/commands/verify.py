@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.selection import copy_index, refuse_full, write_selection
+from data_tools.dataset.selection import copy_index, refuse_full, whole_or_none, write_selection
 from data_tools.dataset.sources import identify
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import decode_sample
@@ -95,7 +95,8 @@ def _verify_alone(
     manifest = _write_marks(dataset, marks, work.out, "" if output else dataset.base)
     if exclude is not None:
         sound = np.setdiff1d(np.arange(len(dataset)), dataset.indices_of(marks))
-        manifest = write_selection(dataset, sound, exclude)
+        with whole_or_none(exclude):
+            manifest = write_selection(dataset, sound, exclude)
     work.remove()
     left_out = [
         (dataset.manifest.urls[shard], f"#{row}", "left out when it was indexed")

@@ -41,6 +41,11 @@ def atomic_file(path: Path, needed: int | None = None) -> Iterator[Path]:
             follow_umask(partial)
             fsync(partial)
             partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.filename == str(partial):  # whose name says nothing to the user
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(4):
         (tmp_path / "in" / f"{i}.txt").write_text("line\n" * 100_000)
-    (tmp_path / "lines.jsonl").write_text('{"text": "x"}\n' * 8000)
+    (tmp_path / "lines.jsonl").write_text("".join(f'{{"text": "x{i}"}}\n' for i in range(8000)))
     assert command("pack", "jsonl", tmp_path / "lines.jsonl", tmp_path / "sh") == 0
     small = tmp_path / "small"
     small.mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.commands.cli import Parser, add_processes, command, positive, print_manifest
+from data_tools.errors import one_line
 
 if TYPE_CHECKING:
     from data_tools.commands.pack.engine import Skipped
@@ -180,4 +181,4 @@ def count_reasons(skipped: list[Skipped]) -> Iterator[str]:
         by_kind.setdefault(item.reason.split(": ", 1)[0], []).append(item)
     for kind, items in sorted(by_kind.items(), key=lambda found: -len(found[1])):
         _, _, details = items[0].reason.partition(": ")
-        yield f"{len(items):,} {kind}; first {items[0].name}{f' ({details})' if details else ''}"
+        yield f"{len(items):,} {kind}; first {one_line(items[0].name)}{f' ({one_line(details)})' if details else ''}"

@@ -38,6 +38,8 @@ def read_documents(
             yield from ((text, {}) for text in join_lines(lines, document))
         return
     raw = read_document(path)
+    if not raw.strip():
+        return
     about: dict[str, Any] = {}
     if name.endswith(MAIL_SUFFIXES):
         text, about = mail_text(raw, encoding)

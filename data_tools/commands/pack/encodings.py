@@ -120,7 +120,7 @@ def decode_bytes(raw: bytes, encoding: str, declared: str | None = None) -> tupl
         except DecodeError:
             pass  # a wrong declaration is common, and the rules below find what it should have said
     if encoding != AUTO:
-        return clean_text(_decode_as(raw, encoding)), encoding
+        return clean_text(_decode_as(raw, encoding)), encoding_name(encoding)
     found = guess_encoding([raw])
     return clean_text(_decode_as(raw, found)), found
 
@@ -137,8 +137,21 @@ def _decode_as(raw: bytes, encoding: str) -> str:
 
 
 def _as_browsers_read(declared: str) -> str:
-    """What is called Latin-1 or ASCII is Windows' extension of it, as all browsers and mail readers take it."""
-    return "cp1252" if codecs.lookup(declared).name in ("iso8859-1", "ascii") else declared
+    """What is called Latin-1, Shift JIS … is what extends it, mostly Windows', as browsers and mail readers take it."""
+    name = encoding_name(declared)
+    return _EXTENDED.get(name, name)
+
+
+def encoding_name(name: str) -> str:
+    """One name for all that an encoding is called: `KOI8-R` and `koi8_r` are `koi8_r`, `UTF8` is `utf-8`."""
+    found = codecs.lookup(name).name
+    return found if found.startswith("utf") else found.replace("-", "_")
+
+
+_EXTENDED = {
+    "ascii": "cp1252", "iso8859_1": "cp1252", "iso8859_9": "cp1254", "shift_jis": "cp932", "euc_kr": "cp949",
+    "gb2312": "gb18030", "gbk": "gb18030",
+}  # fmt: skip
 
 
 def clean_text(text: str) -> str:

@@ -45,6 +45,10 @@ def read_rows(file: BinaryIO, encoding: str) -> Iterator[tuple[int, dict[str, st
             raise DecodeError(f"not CSV: {error} (line {lines.count})") from None
         if row is None:
             return
+        if lines.ended:  # the reader asked for more: within quotes
+            raise DecodeError(
+                f"a quote that is never closed: opened in the row of line {line + 1}; the rest is lost"
+            )
         if columns is None:
             columns = [name.strip() for name in row]
         elif lines.wrong is not None:
@@ -64,10 +68,13 @@ class _Lines(Iterator[str]):
 
     def __init__(self, lines: Iterator[tuple[int, str | DecodeError]]) -> None:
         self._lines, self.count = lines, 0
+        self.ended = False  # whether more was asked for than there is
         self.wrong: DecodeError | None = None
 
     def __next__(self) -> str:
+        self.ended = True
         _, line = next(self._lines)
+        self.ended = False
         self.count += 1
         if isinstance(line, DecodeError):
             self.wrong = line

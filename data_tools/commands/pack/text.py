@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def plan_jsonl(
     check_encoding(encoding)
     found = find_text_files(inputs, JSON_SUFFIXES, labels, classes)
     pieces: list[tuple[int, Any]] = []
+    empty = [file for file in found.files if file.size == 0]
     for file in found.files:
         step = shard_bytes if file.size > shard_bytes and _can_be_cut(file.path, encoding) else file.size
         for start in range(0, file.size, max(1, step)):
@@ -67,7 +69,8 @@ def plan_jsonl(
             pieces.append((stop - start, [*_describe(file), text_field, encoding, start, stop]))
     if not pieces:
         raise UserError(f"{inputs[0]}: the files are empty")
-    return _source(read_jsonl, pieces, inputs, found, shard_bytes)
+    skipped = [*found.skipped, *(Skipped(str(file.path), "empty") for file in empty)]
+    return _source(read_jsonl, pieces, inputs, replace(found, skipped=skipped), shard_bytes)
 
 
 def plan_csv(
@@ -116,7 +119,7 @@ def read_text(job: list[Any]) -> Iterator[Packed | Skipped]:
                 if isinstance(text, DecodeError):
                     yield Skipped(path, str(text))
                     continue
-                note = f"documents in {known['encoding']}" if "encoding" in known else ""
+                note = f"of the documents in {known['encoding']}" if "encoding" in known else ""
                 key = f"{number:06d}_{count:08d}"
                 yield Packed(key, _members(text, {"file": name, **known}, label), note=note)
                 count += 1
