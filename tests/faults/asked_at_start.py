@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 
 class AskedAtStart:
@@ -13,6 +14,7 @@ class AskedAtStart:
             signal.raise_signal(
                 signal.SIGTERM
             )  # to this very thread: another one might take it a moment later
+            time.sleep(1)  # the thread that listens has its turn
 
     def run(self, step):
         raise AssertionError("there is nothing to look at before a run that is to stop")
