@@ -6,8 +6,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# One worker a core, each with whole files; four at most, since a test may start four ranks of its own.
-WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One worker more than cores, since some tests wait for timeouts; four at most, since a test may start four ranks of its own.
+WORKERS := --numprocesses $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1))) --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 EXTRAS := deepspeed,audio,video,fast,fp8,schedulefree,dev
 
 .PHONY: demo test test-fast lint install install-dev clean
@@ -37,14 +38,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (once) …"
-	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --no-compile --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++); the DeepSpeed tests build an extension; on Debian: apt-get install g++"; exit 1; }
 	@echo "Installing into $(VENV) what the tests need (once) …"
-	$(PIP) install --constraint constraints.txt torch setuptools wheel ninja
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
+	$(PIP) install --no-compile --constraint constraints.txt torch setuptools wheel ninja
+	$(PIP) install --no-compile --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@ $(VENV)/.installed
 
 clean:

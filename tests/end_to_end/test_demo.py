@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.demo import run_demo
 from tests.processes import environment, run
 
 READ_RELEASE = """
@@ -21,30 +22,43 @@ print(sum(p.numel() for p in model.parameters()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modality", ["image", "text"])
-def test_the_demo_tells_its_whole_story_and_can_be_told_again(tmp_path, modality):
+def test_the_demo_tells_its_whole_story(tmp_path):
+    """Of texts, as users start it. Pictures below."""
     out = tmp_path / "demo"
-    story = ["demo", "--quick", "--modality", modality, "--out", str(out)]
-    told = run("launch", ["local", *(["--processes=1"] if modality == "text" else []), *story])
+    told = run("launch", ["local", "demo", "--quick", "--modality", "text", "--out", str(out)])
     assert "[4/4] Write the report" in told.stdout
+    assert_told(out)
+
+
+@pytest.mark.slow
+def test_the_demo_can_be_told_again(tmp_path, monkeypatch):
+    """Each of its steps is a real process here too, only of those that have imported everything."""
+    monkeypatch.setattr(
+        "launch.demo.run_processes", lambda package, settings, _: run(package, settings).returncode
+    )
+    monkeypatch.setattr("launch.demo.run_one", lambda package, settings: run(package, settings).returncode)
+    out = tmp_path / "demo"
+    assert run_demo("image", out, 1, quick=True) == 0
+    assert_told(out)
+    before = (out / "metrics.jsonl").read_text().count('"train"')
+    assert run_demo("image", out, 1, quick=True) == 0
+    assert (out / "metrics.jsonl").read_text().count('"train"') == before, "nothing is trained twice"
+
+
+def assert_told(out):
+    """The table of fine-tuning, a report that refers to nothing outside, and a release that opens without us."""
     results = json.loads((out / "finetune" / "finetune.json").read_text())
     methods = {row["method"] for row in results["rows"]}
     assert {"full", "scratch", "linear", "linear_untrained", "knn", "knn_untrained"} <= methods
     report = (out / "report.html").read_text()
     assert "From scratch" in report
     assert "http://" not in report.replace("http://www.w3.org", "")  # self-contained
-
     opened = subprocess.run(
         [sys.executable, "-I", "-c", READ_RELEASE, str(out / "release")],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, check=False, cwd=out, env=environment(),
     )  # fmt: skip
     assert opened.returncode == 0, opened.stderr
     assert int(opened.stdout) > 100_000
-
-    if modality == "image":  # told again, on another number of ranks: nothing is trained twice
-        before = (out / "metrics.jsonl").read_text().count('"train"')
-        run("launch", ["local", "--processes=1", *story])
-        assert (out / "metrics.jsonl").read_text().count('"train"') == before
 
 
 @pytest.mark.slow
