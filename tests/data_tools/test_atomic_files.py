@@ -74,6 +74,7 @@ with atomic_file(place / 'file', 3_000_000) as partial:
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_named_with_what_was_needed_and_what_is_free(writer, tmp_path):
     script = f"""

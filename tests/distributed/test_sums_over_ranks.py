@@ -8,6 +8,7 @@ from tests.pretrain.test_exact_counts import MANY
 from tests.processes import run
 
 
+@pytest.mark.slow
 def test_damaged_samples_and_large_counts_are_those_of_both_ranks(tmp_path):
     run("tests.distributed.damaged_shares", [str(tmp_path)], 2)
     ranks = [json.loads((tmp_path / f"rank_{i}.json").read_text()) for i in range(2)]

@@ -93,6 +93,7 @@ def mistake(package, arguments):
     return lines[-1]
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_in_one_line(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -149,6 +150,7 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     assert "holds a run with objective.mask_ratio=0.6, not 0.5" in message
 
 
+@pytest.mark.slow
 def test_every_command_has_help_with_an_example():
     for package, arguments in [
         ("pretrain", []), ("pretrain", ["release"]), ("pretrain", ["report"]), ("finetune", []), ("launch", []),

@@ -43,6 +43,7 @@ def logits_of(task, sample):
         return task.logits(view)[0]
 
 
+@pytest.mark.slow
 def test_classifier_on_the_class_token_opens_whole(job, sample, tmp_path):
     result, task = trained(job, "cls")
     line = save_classifier(task, tmp_path / "classifier", result)
@@ -59,6 +60,7 @@ assert model.config.id2label[3] == "3"
     compare(code, logits_of(task, sample), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_norm", [False, True])
 def test_card_of_a_mean_pooled_classifier_joins_encoder_and_head(job, sample, tmp_path, head_norm):
     result, task = trained(job, "mean", head_norm)

@@ -61,6 +61,7 @@ def digits():
     return [dataset[i] for i in range(4)]
 
 
+@pytest.mark.slow
 def test_stranger_gets_the_trained_encoders_tokens_and_pixels(run, digits, tmp_path):
     folder, encoder = run
     for i, sample in enumerate(digits):
@@ -83,6 +84,7 @@ with torch.no_grad():
     torch.testing.assert_close(theirs["pixels"], encoder.pixels(batch["image"]), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path):
     folder, encoder = run
     card = (folder / "release" / "README.md").read_text()
