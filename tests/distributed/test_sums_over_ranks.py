@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.pretrain.test_exact_counts import MANY
 from tests.processes import run
 
