@@ -5,6 +5,7 @@ A plan keeps what cannot be computed, in columns that need not be in memory, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class RowPlan(ABC):
     """All rows of a data set: ``take`` unfolds some of them. ``columns`` may be memory-mapped; see the subclasses."""
 
     length: int
@@ -57,9 +58,9 @@ class RowPlan:
         """Real tokens / slots."""
         return self.tokens / max(1, self.rows * self.length)
 
+    @abstractmethod
     def take(self, rows: Int64Array) -> Rows:
         """The rows of these numbers, shape (n,), in their order."""
-        raise NotImplementedError
 
 
 class BestFitPlan(RowPlan):
