@@ -27,7 +27,7 @@ def decode_sample(key: str, members: Mapping[str, memoryview], options: DecodeOp
         kind = kind_of(extension)
         try:
             value = bytes(payload) if kind is None else _DECODERS[kind](payload, extension, options)
-        except (UserError, MemoryError):  # limits come first: lacking memory is the machine's fault, no damage
+        except (UserError, MemoryError):  # memory that is lacking is no damage: limits come first
             raise
         except DecodeError as error:
             raise DecodeError(f".{extension}: {error}") from None
