@@ -56,6 +56,8 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         self._state = torch.zeros(STATE_BYTES, dtype=torch.uint8).share_memory_()  # JSON: where workers start
         # (bytes of that, times it was written, the time for which workers have begun)
         self._shared = torch.tensor([0, 0, -1]).share_memory_()
+        self._times_told = 0  # as this process counts, and a worker when it was started
+        self._iterated = False  # this worker has begun once, and was not started for this iteration
         self._restored = False  # this worker's copy was: it starts where that says
         self._counted = False  # somebody in this process counts what comes from workers
         self.start_here()
@@ -65,12 +67,15 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         if worker is None:
             self._refuse_unknown()
             return StreamIterator(self._loader)
+        # A worker that was started for this iteration begins where its copy is: what is shared may have changed since.
+        if self._iterated:
+            self._times_told = int(self._shared[_TOLD])
         unknown = worker.id == 0 and not self._restored and self._is_unknown()
         if worker.id == 0:
-            self._shared[_BEGUN] = self._shared[_TOLD]
-        if not self._restored:
+            self._shared[_BEGUN] = max(self._times_told, int(self._shared[_BEGUN]))
+        if self._iterated and not self._restored:
             self._loader.load_state_dict(json.loads(bytes(self._state[: self._shared[_SIZE]].tolist())))
-        self._restored = False
+        self._iterated, self._restored = True, False
         return StreamIterator(self._loader.share_of_worker(worker.id, worker.num_workers), unknown)
 
     @property
@@ -81,7 +86,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
     @property
     def times_told(self) -> int:
         """How often this process has said where to start."""
-        return int(self._shared[_TOLD])
+        return self._times_told
 
     def count_step(self) -> None:
         """Say that a batch which a worker prepared was taken."""
@@ -102,7 +107,8 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
             )
         self._state[: len(state)] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
         self._shared[_SIZE] = len(state)
-        self._shared[_TOLD] += 1
+        self._times_told += 1
+        self._shared[_TOLD] = self._times_told
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change a mixture's weights from the next batch on; all ranks must do so at the same step."""
@@ -112,7 +118,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
 
     def _is_unknown(self) -> bool:
         """Whether workers have begun since the position was last known."""
-        return bool(self._shared[_BEGUN] == self._shared[_TOLD]) and not self._counted
+        return bool(self._shared[_BEGUN] == self._times_told) and not self._counted
 
     def _refuse_unknown(self) -> None:
         if self._is_unknown():

@@ -2,18 +2,20 @@
 
 import itertools
 import pickle
+import time
 
 import pytest
 from bad_server import bad_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import write_images
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_tools import Loader, Mixture, Stream, StreamDataLoader, StreamDataset, UserError, open_dataset
 from data_tools.order.shuffle import Layout
 from data_tools.storage.prefetch import ReadAhead
+from data_tools.stream.torch_dataset import _TOLD
 
 BATCH = 4
 
@@ -143,6 +145,28 @@ def test_batches_that_nobody_counted_are_neither_repeated_nor_skipped_in_silence
         next(iter(face))
     face.load_state_dict(face.state_dict(steps=2))
     assert take(loader, 2) == reference[2:4]
+
+
+def test_a_worker_that_starts_late_begins_where_its_iteration_began(data, reference, monkeypatch):
+    begin = StreamDataset.__iter__
+
+    def begin_late(self):
+        while get_worker_info() and self._shared[_TOLD] < 2:  # until the state below is loaded
+            time.sleep(0.01)
+        return begin(self)
+
+    monkeypatch.setattr(StreamDataset, "__iter__", begin_late)
+    face = make_face(data)
+    loader = DataLoader(face, batch_size=None, num_workers=1, persistent_workers=True)
+    iter(loader)
+    face.load_state_dict(face.state_dict(steps=0))
+    assert take(loader, 2) == reference[:2]
+
+
+def test_workers_go_on_after_what_was_taken_here(data, reference):
+    face = make_face(data)
+    assert take(face, 3) == reference[:3]
+    assert take(DataLoader(face, batch_size=None, num_workers=2), 2) == reference[3:5]
 
 
 @pytest.mark.parametrize("workers, persistent", [(0, False), (2, True)])
