@@ -197,7 +197,7 @@ class SegmentCache:
                 try:
                     partial.write_bytes(data)
                     os.utime(partial, (0, self._next_use.get(segment.name, _NEVER)))
-                    self._admit(partial, path)
+                    self._admit(partial, path, needed_now=wait)
                 finally:
                     partial.unlink(missing_ok=True)
         return True
@@ -212,7 +212,7 @@ class SegmentCache:
                         read_whole(self.url_of(shard), partial, self.retry)
                         counters.counts.fetched_bytes += partial.stat().st_size
                         with cache_errors(self.folder):
-                            self._admit(partial, path)
+                            self._admit(partial, path, needed_now=True)
                         self.fetched += 1
                     finally:
                         partial.unlink(missing_ok=True)
@@ -296,12 +296,19 @@ class SegmentCache:
         sooner += sum(bytes_ for bytes_, next_use in self._coming.values() if next_use <= position)
         return sooner + size <= self.capacity
 
-    def _admit(self, partial: Path, path: Path) -> None:
-        """Give a fetched file its name, after evicting what is needed last until it fits."""
-        size = partial.stat().st_size
+    def _admit(self, partial: Path, path: Path, needed_now: bool) -> None:
+        """Give a fetched file its name, after evicting what is needed last until it fits.
+
+        One that was fetched ahead is dropped where that would be itself: what came meanwhile is needed sooner.
+        """
+        status = partial.stat()
+        size, next_use = status.st_size, status.st_mtime
         with self._locked("room"):
             entries = sorted(self._entries(), reverse=True)
             total = sum(bytes_ for _, bytes_, _ in entries)
+            later = sum(bytes_ for use, bytes_, _ in entries if use > next_use)
+            if not needed_now and total - later + size > self.capacity:
+                return
             for _, bytes_, old in entries:
                 if total + size <= self.capacity:
                     break
