@@ -49,6 +49,8 @@ PATIENCE = 5.0
 """Seconds within which a launcher ends a rank after rank 0 has failed."""
 STDOUT_CLOSED = 128 + signal.SIGPIPE
 """The exit status that a shell gives a program which SIGPIPE ends."""
+LACK_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
+"""What torch and Python say in a RuntimeError where there is no memory to be had."""
 LOST_PEER = ("connection reset by peer", "connection closed by peer", "timed out waiting", "broken pipe")
 
 
@@ -150,6 +152,12 @@ def describe_error(error: BaseException) -> tuple[int, str] | None:
         return 2, f"error{place if own else ''}: {error}"
     if isinstance(error, OSError) and error.errno in PLACES:
         return 2, f"error{place}: {describe_place(error)}"
+    if lacks_memory(error):
+        reason = str(error).strip().partition("\n")[0]
+        return 2, (
+            f"error{place}: {describe_lack(reason)}; give it more (the job's memory, `ulimit -v`, `ulimit -u`), "
+            "or ask less of it: smaller batches, fewer workers"
+        )
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted" if rank in (None, "0") else ""
     if isinstance(error, RuntimeError) and rank and any(sign in str(error).lower() for sign in LOST_PEER):
@@ -159,6 +167,20 @@ def describe_error(error: BaseException) -> tuple[int, str] | None:
             f"goes on from its newest checkpoint ({why})"
         )
     return None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, or a thread and with it the memory of its stack, cannot be had."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LACK_OF_MEMORY)
+    return isinstance(error, MemoryError) or told
+
+
+def describe_lack(reason: str) -> str:
+    """What cannot be had, in some words."""
+    if "thread" in reason:
+        return "no more threads can be started, for memory or the number of threads is limited"
+    kind = "device" if "CUDA" in reason else "host"
+    return f"out of {kind} memory{f' ({reason})' if reason else ''}"
 
 
 def describe_place(error: OSError) -> str:

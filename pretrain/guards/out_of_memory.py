@@ -8,11 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from data_tools.errors import OneRankError
+from data_tools.errors import OneRankError, lacks_memory
 from pretrain.config.sections import TrainConfig
-
-HOST_ALLOCATOR = "can't allocate memory"
-"""What torch's allocator of host memory says in a plain RuntimeError."""
 
 
 @contextmanager
@@ -50,7 +47,7 @@ def refuse_out_of_memory(describe: Callable[[str], str]) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OneRankError(describe(str(error))) from None
     except RuntimeError as error:
-        if HOST_ALLOCATOR not in str(error):
+        if not lacks_memory(error):
             raise
         raise OneRankError(describe(str(error))) from None
 

@@ -37,11 +37,12 @@ class CommunicationSampler:
         cuda = torch.cuda.is_available()
         activities = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
         with profile(activities=activities) as profiler:
-            started = time.perf_counter()
+            started = time.time_ns()  # the profiler's clock
             yield
             if cuda:
                 torch.cuda.synchronize()
-            self.seconds = time.perf_counter() - started
+            step = started, max(started + 1, time.time_ns())
+        self.seconds = 1e-9 * (step[1] - step[0])
         talking, computing = [], []
         for event in profiler.profiler.kineto_results.events():
             interval = (event.start_ns(), event.start_ns() + event.duration_ns())
@@ -49,16 +50,16 @@ class CommunicationSampler:
                 talking.append(interval)
             elif event.device_type() == torch.autograd.DeviceType.CUDA:
                 computing.append(interval)
-        self.share = min(1.0, 1e-9 * covered(talking) / self.seconds)
+        self.share = 1e-9 * covered(talking, step) / self.seconds
         if cuda:
-            alone = covered([*talking, *computing]) - covered(computing)
-            self.exposed = min(1.0, 1e-9 * alone / self.seconds)
+            alone = covered([*talking, *computing], step) - covered(computing, step)
+            self.exposed = 1e-9 * alone / self.seconds
 
 
-def covered(intervals: Iterable[Interval]) -> int:
-    """Nanoseconds that lie in at least one of the intervals."""
-    total, reached = 0, 0
+def covered(intervals: Iterable[Interval], within: Interval) -> int:
+    """Nanoseconds `within` an interval that lie in at least one of the others."""
+    total, (reached, last) = 0, within
     for start, end in sorted(intervals):
-        total += max(0, end - max(start, reached))
+        total += max(0, min(end, last) - max(start, reached))
         reached = max(reached, end)
     return total

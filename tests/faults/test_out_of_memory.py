@@ -19,19 +19,30 @@ SETTINGS = [
 ]  # fmt: skip
 LIMITED = """
 import resource, sys
-import pretrain.run.run, pretrain.run.dry_run, pretrain.objectives.mae  # they need memory of their own
-import pretrain.encoders.image.vit
 from pretrain.__main__ import main
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
-sys.exit(main(sys.argv[2:]))
+from pretrain.trainer import Trainer
+
+_, mebibytes, begin, *arguments = sys.argv
+goes_on = getattr(Trainer, begin)
+
+
+def limit_memory(*own):
+    setattr(Trainer, begin, goes_on)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(mebibytes) * 2**20,) * 2)
+    return goes_on(*own)
+
+
+setattr(Trainer, begin, limit_memory)
+sys.exit(main(arguments))
 """
 pytestmark = pytest.mark.slow
 
 
-def with_memory(mebibytes, arguments):
+def with_memory(mebibytes, arguments, begin="train_step"):
+    """Run with so much more memory than there is in use when the trainer begins to do something for the first time."""
     return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(mebibytes), *arguments],
+        [sys.executable, "-c", LIMITED, str(mebibytes), begin, *arguments],
         env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -54,7 +65,8 @@ def test_it_says_what_to_lower_and_nothing_saved_is_lost(tmp_path):
 
 
 def test_memory_that_a_worker_lacks_is_told_as_such(tmp_path):
-    result = with_memory(80, [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4", "data.workers=2"])
+    settings = [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4", "data.workers=2"]
+    result = with_memory(80, settings, "run_steps")
     assert result.returncode == 2, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
     assert re.search(r"error: step 1: out of (host )?memory", result.stderr)
@@ -65,3 +77,11 @@ def test_a_dry_run_finds_it(tmp_path):
     assert result.returncode == 2
     assert "error: step 1: out of memory" in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_it_is_one_line_outside_of_steps_too(tmp_path):
+    """Where a thread of its own cannot be started, for memory or the number of threads is limited."""
+    result = with_memory(0, [*SETTINGS, f"run_dir={tmp_path}", "train.steps=4"], "resume")
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    assert re.search(r"error: out of host memory|error: no more threads can be started", result.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 from data_tools.errors import UserError
 from pretrain.config.load import load_config
@@ -18,8 +20,23 @@ from pretrain.tracking.config import TrackingConfig
 
 
 def test_overlapping_intervals_count_once():
-    assert covered([]) == 0
-    assert covered([(5, 9), (0, 3), (2, 4), (6, 7)]) == 8
+    assert covered([], (0, 9)) == 0
+    assert covered([(5, 9), (0, 3), (2, 4), (6, 7)], (0, 9)) == 8
+    assert covered([(5, 9), (0, 3), (2, 4), (6, 7)], (1, 6)) == 4
+    assert covered([(0, 99)], (1, 6)) == 5
+    assert covered([(7, 9), (0, 1)], (1, 6)) == 0
+
+
+def test_the_profiler_counts_the_nanoseconds_of_the_clock():
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        before = time.time_ns()
+        torch.ones(4).sum()
+        after = time.time_ns()
+    starts = [
+        event.start_ns() for event in profiler.profiler.kineto_results.events() if "sum" in event.name()
+    ]
+    assert starts
+    assert all(before - 1e6 < start < after + 1e6 for start in starts)
 
 
 def meter(**settings):
