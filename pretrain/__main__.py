@@ -25,6 +25,7 @@ EPILOG = """examples:
   python -m pretrain replay runs/mae_digits --step 120
   python -m pretrain batch runs/mae_digits --step 120
   python -m pretrain loss-compare runs/before runs/after
+  python -m pretrain embed runs/mae_digits data=shards/ --labels label
 """
 STEPS = 20
 """That `loss-compare --recipe` trains unless told otherwise."""
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "replay": replay,
         "batch": batch,
         "loss-compare": loss_compare,
+        "embed": embed,
     }
     command = commands.get(argv[0]) if argv else None
     status = run_cli(lambda: command(argv[1:]) if command else pretrain(argv))
@@ -58,7 +60,8 @@ def pretrain(argv: list[str]) -> int:
     )
     parser.add_argument(
         "recipe",
-        help="a name from pretrain/recipes, or a YAML file; or release | report | replay | batch RUN, loss-compare A B",
+        help="a name from pretrain/recipes, or a YAML file; or release | report | replay | batch | embed RUN, "
+        "loss-compare A B",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace the recipe's"
@@ -247,6 +250,55 @@ def loss_compare(argv: list[str]) -> int:
         found = compare_runs(Path(a), Path(b))
     print(found.describe(a, b))
     return 0 if found.equal else 1
+
+
+def embed(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain embed",
+        description="Write what an encoder sees in each sample of a data set: keys, labels and features, as files that "
+        "pandas, DuckDB or NumPy read. Started again, only what is missing is made; under torchrun, ranks share the "
+        "work, and the files are the same to the last bit.",
+        epilog="examples:\n  python -m pretrain embed runs/mae_digits data=shards/ --labels label\n"
+        "  torchrun --nproc-per-node 8 -m pretrain embed vit-folder data=shards/ --format npz --features tokens",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("encoder", type=Path, help="a run, a release, or a folder of transformers")
+    parser.add_argument("data", help="data=PATH: shards, their folder, or a URL")
+    parser.add_argument("--out", type=Path, help="a folder (default: ENCODER/embeddings)")
+    parser.add_argument("--format", choices=("parquet", "npz", "csv"), default="parquet")
+    parser.add_argument(
+        "--features",
+        choices=("pooled", "tokens"),
+        default="pooled",
+        help="one vector a sample, or one a token",
+    )
+    parser.add_argument(
+        "--labels", default="", metavar="FIELDS", help="to write beside them: label,json.party"
+    )
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--part-samples", type=int, default=4096, help="samples in one file (default: 4096)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read ahead (default: 2)")
+    arguments = parser.parse_intermixed_args(argv)
+    key, _, data = arguments.data.partition("=")
+    if key != "data" or not data:
+        raise UserError(f"{arguments.data}: say data=PATH")
+    quiet_libraries()
+    from pretrain.evaluation.embed import EmbedOptions, embed_dataset
+
+    out = arguments.out or arguments.encoder / "embeddings"
+    options = EmbedOptions(
+        arguments.encoder, data, out, arguments.format, arguments.features == "tokens",
+        tuple(filter(None, arguments.labels.split(","))), arguments.batch_size, arguments.part_samples,
+        arguments.bf16, arguments.workers,
+    )  # fmt: skip
+    written, damaged = embed_dataset(options, lambda line: print(line, flush=True))
+    for line in damaged:
+        print(f"left out: {line}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    left_out = f"; {len(damaged)} damaged samples are left out" if damaged else ""
+    print(f"{rank}{written} parts written to {out}{left_out}")
+    return 0
 
 
 def quiet_libraries() -> None:
