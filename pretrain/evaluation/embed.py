@@ -167,7 +167,7 @@ def read_value(sample: dict[str, Any], name: str) -> bool | int | float | str | 
             f"--labels {name}: is a {type(value).__name__} in sample {sample.get('__key__')!r}; name a single value, "
             f"such as {name}.member"
         )
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def claim_folder(
