@@ -66,7 +66,7 @@ def to_npz(rows: Rows, kinds: dict[str, str], dim: int, tokens: bool) -> bytes:
 
     Where tokens are kept: `tokens` (all of them, D), of which sample i has [`offsets`[i], `offsets`[i + 1]).
     """
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "index": np.array(rows.index, np.int64),
         "key": np.array(rows.keys, str),
     }
@@ -81,7 +81,7 @@ def to_npz(rows: Rows, kinds: dict[str, str], dim: int, tokens: bool) -> bytes:
     else:
         arrays["embedding"] = np.array(rows.features, np.float32).reshape(-1, dim)
     target = io.BytesIO()
-    np.savez(target, **arrays)
+    np.savez(target, allow_pickle=False, **arrays)
     return target.getvalue()
 
 
