@@ -26,6 +26,8 @@ class Walk:
     """What lies below a folder, sorted by path."""
 
     files: list[Path]
+    folders: list[Path]
+    """Those that were read, empty ones too; not the one that was asked for."""
     passed_over: list[tuple[Path, str]]
     """Hidden files and folders, loops, broken links and what cannot be opened, each with the reason."""
 
@@ -36,6 +38,7 @@ def walk_folder(folder: Path) -> Walk:
     Each folder is read once: not where a link leads back to what it lies in, nor where it leads to what is read anyway.
     """
     files: list[Path] = []
+    read: list[Path] = []
     passed_over: list[tuple[Path, str]] = []
     seen: set[tuple[int, int]] = set()
     folders, links = deque([folder]), deque[Path]()
@@ -49,6 +52,8 @@ def walk_folder(folder: Path) -> Walk:
         except OSError as error:
             passed_over.append((place, f"cannot be opened: {error.strerror}"))
             continue
+        if place != folder:
+            read.append(place)
         for entry in entries:
             path = place / entry.name
             if entry.name.startswith(".") or entry.name in SYSTEM:
@@ -61,7 +66,7 @@ def walk_folder(folder: Path) -> Walk:
                 links.append(path)
             else:
                 folders.append(path)
-    return Walk(sorted(files), sorted(passed_over))
+    return Walk(sorted(files), sorted(read), sorted(passed_over))
 
 
 def _refuse(place: Path, seen: set[tuple[int, int]], asked_for: bool) -> str:
