@@ -129,7 +129,10 @@ def export_dali(dataset: Dataset) -> None:
                 lines.append(" ".join(_components(handle, offset, offset + size)))
         finally:
             os.close(handle)
-        write_atomically(folder / f"{url.removesuffix('.tar')}.dali.idx", ("\n".join(lines) + "\n").encode())
+        write_atomically(
+            folder / f"{url.removesuffix('.tar')}.dali.idx",
+            ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"),
+        )
 
 
 def _components(handle: int, start: int, end: int) -> Iterator[str]:

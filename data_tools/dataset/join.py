@@ -18,7 +18,7 @@ from data_tools.formats.manifest import MANIFEST_VERSION, Manifest, MarksSeal, w
 from data_tools.formats.marks import Mark, marks_to_bytes
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once
-from data_tools.storage.checksum import crc32
+from data_tools.storage.checksum import crc32, digest_text
 from data_tools.storage.location import location_of
 from data_tools.storage.urls import is_remote, redacted
 
@@ -154,8 +154,7 @@ def keep_joined(stores: Sequence[Store], cache: Path) -> Path:
     described = "\0".join(
         [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about), *manifest.urls]
     )
-    digest = hashlib.blake2b(described.encode(), digest_size=16)
     return build_once(
-        cache / f"joined-v{MANIFEST_VERSION}" / digest.hexdigest(),
+        cache / f"joined-v{MANIFEST_VERSION}" / digest_text(described),
         lambda folder: write_joined(manifest, stores, folder),
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
+from data_tools.storage.checksum import text_bytes
 
 MANIFEST_NAME = "manifest.json"
 
@@ -100,7 +101,7 @@ def digest_shards(manifest: Manifest, urls: Sequence[str], checksums: NDArray[np
     """32 hex digits over the shards of a manifest, under these names and checksums of their sidecars, (shards,)."""
     digest = hashlib.blake2b(digest_size=16)
     for url in urls:
-        digest.update(url.rsplit("/", 1)[-1].encode() + b"\0")
+        digest.update(text_bytes(url.rsplit("/", 1)[-1]) + b"\0")
     for column in (manifest.samples, manifest.bad, manifest.bytes, checksums.astype(np.int64)):
         digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()
