@@ -113,6 +113,4 @@ def test_a_disk_that_lacks_little_is_told_in_small_units(tmp_path):
     told = describe_full_disk(tmp_path, 812, 0)
     assert told.endswith(", 812 bytes needed, 0 bytes free")
     assert describe_full_disk(tmp_path, None, 4_096).endswith("), 4.1 kB free")
-    assert describe_full_disk(tmp_path, 120_000_000, 3_100_000_000).endswith(
-        ", 120.0 MB needed, 3.1 GB free"
-    )
+    assert describe_full_disk(tmp_path, 120_000_000, 3_100_000_000).endswith(", 120.0 MB needed, 3.1 GB free")
