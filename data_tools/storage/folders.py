@@ -60,8 +60,10 @@ def walk_folder(folder: Path) -> Walk:
                 passed_over.append((path, "hidden"))
             elif entry.is_symlink() and not path.exists():
                 passed_over.append((path, f"broken link: {path.readlink()} is not there"))
-            elif not entry.is_dir():
+            elif entry.is_file():
                 files.append(path)
+            elif not entry.is_dir():  # whoever reads a pipe waits for ever
+                passed_over.append((path, "no file: a pipe, socket or device"))
             elif entry.is_symlink():
                 links.append(path)
             else:

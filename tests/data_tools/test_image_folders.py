@@ -48,12 +48,20 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     (photos / "cat" / "out").symlink_to(tmp_path)
     (tmp_path / "disk2" / "dog" / "back").symlink_to(photos)
     (photos / "bird").symlink_to(tmp_path / "unplugged")
+    os.mkfifo(photos / "cat" / "pipe.jpg")
     walk = walk_folder(photos)
     assert {path.relative_to(photos).parts[0] for path in walk.files} == {"cat", "dog"} and len(
         walk.files
     ) == 8
     reasons = {path.name: reason.split(":")[0] for path, reason in walk.passed_over}
-    assert reasons == {"alias": "link", "up": "loop", "out": "loop", "back": "link", "bird": "broken link"}
+    assert reasons == {
+        "alias": "link",
+        "up": "loop",
+        "out": "loop",
+        "back": "link",
+        "bird": "broken link",
+        "pipe.jpg": "no file",
+    }
     (tmp_path / "link").symlink_to(photos)
     assert len(walk_folder(tmp_path / "link").files) == 8
 
