@@ -29,7 +29,7 @@ MAX_UNPACKED_RATIO = 200  # gzip of real data stays under 20; beyond this it is 
 
 def unpack(name: str, fetching: FetchOptions) -> str:
     """A gzipped tar, unpacked once into the cache, since samples cannot be read from the middle of gzip."""
-    if not name_ends(name, (".gz", ".GZ", ".tgz")):
+    if not name_ends(name, (".gz", ".tgz")):
         return name
     digest = digest_text(identify([name], fetching.retry)[0])
 

@@ -151,9 +151,8 @@ def write_joined(manifest: Manifest, stores: Sequence[Store], folder: Path) -> N
 def keep_joined(stores: Sequence[Store], cache: Path) -> Path:
     """The folder in the cache that holds several data sets as one; it is made unless it is there."""
     manifest = join_manifests(stores)
-    described = "\0".join(
-        [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about), *manifest.urls]
-    )
+    said = [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about)]
+    described = "\0".join([*said, *manifest.urls, *manifest.versions])
     return build_once(
         cache / f"joined-v{MANIFEST_VERSION}" / digest_text(described),
         lambda folder: write_joined(manifest, stores, folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -140,9 +141,10 @@ def find_dataset(source: str | Path | Sequence[str | Path], fetching: FetchOptio
 
 def refuse_twice(tars: Sequence[str]) -> None:
     """Raise UserError where one tar is named twice: its samples would count twice."""
-    twice = [name for name, count in Counter(map(location_of, tars)).items() if count > 1]
+    places = [location_of(name) if is_remote(name) else os.path.realpath(name) for name in tars]
+    twice = [place for place, count in Counter(places).items() if count > 1]
     if twice:
-        raise UserError(f"{twice[0]}: is named twice; name it once")
+        raise UserError(f"{twice[0]}: is named twice, perhaps by a link; name it once")
 
 
 def part_sources(names: Sequence[str]) -> list[list[str]]:

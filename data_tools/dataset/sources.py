@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +46,7 @@ def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIE
         return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))  # noqa: PTH207
     if (unfinished := describe_unfinished(path)) is not None:
         raise UserError(f"{path}: {unfinished}")
-    return _choose(map(str, walk_folder(path).files), endings)
+    return _leave_out_links(_choose(map(str, walk_folder(path).files), endings))
 
 
 def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
@@ -54,6 +55,18 @@ def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
     for name, why in left_out:
         log.warning("%s: left out: %s", redacted(name), why)
     return used
+
+
+def _leave_out_links(tars: list[str]) -> list[str]:
+    """Without links to tars that are among them, whose samples would count twice; a warning says so."""
+    places = {name: os.path.realpath(name) for name in tars}
+    first: dict[str, str] = {}
+    for name in sorted(tars, key=lambda name: Path(name).is_symlink()):
+        first.setdefault(places[name], name)
+    for name in tars:
+        if first[places[name]] != name:
+            log.warning("%s: left out: a link to %s, which is read anyway", name, first[places[name]])
+    return [name for name in tars if first[places[name]] == name]
 
 
 def _list_tars(prefix: str, endings: tuple[str, ...], retry: Retry) -> list[str]:
