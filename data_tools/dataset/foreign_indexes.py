@@ -155,7 +155,7 @@ def _home(dataset: Dataset) -> Path:
     for url in dataset.manifest.urls:
         if Path(url).is_absolute() or ".." in Path(url).parts:
             raise UserError(
-                f"{dataset.folder}: its shards lie elsewhere, such as {url}, where the index of a selection would stand "
-                "for all of their samples; pack the selection by itself first"
+                f"{dataset.folder}: its shards lie elsewhere, such as {url}, where the index of a selection would stand"
+                " for all of their samples; pack the selection by itself first"
             )
     return dataset.folder

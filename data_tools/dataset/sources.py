@@ -46,7 +46,9 @@ def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIE
         return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))  # noqa: PTH207
     if (unfinished := describe_unfinished(path)) is not None:
         raise UserError(f"{path}: {unfinished}")
-    return _leave_out_links(_choose(map(str, walk_folder(path).files), endings))
+    walk = walk_folder(path)
+    _refuse_absent(walk.passed_over)
+    return _leave_out_links(_choose(map(str, walk.files), endings))
 
 
 def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
@@ -55,6 +57,19 @@ def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
     for name, why in left_out:
         log.warning("%s: left out: %s", redacted(name), why)
     return used
+
+
+def _refuse_absent(passed_over: Iterable[tuple[Path, str]]) -> None:
+    """Raise UserError where shards are away: a run must not go on with those that are left.
+
+    A broken link that may be of a folder of shards is told.
+    """
+    for path, reason in passed_over:
+        broken = reason.startswith("broken link")
+        if reason.startswith("cannot be opened") or (broken and path.name.lower().endswith(TARS)):
+            raise UserError(f"{path}: {reason}; mount what is away, or take it out of the folder")
+        if broken and not path.suffix:
+            log.warning("%s: left out: %s", path, reason)
 
 
 def _leave_out_links(tars: list[str]) -> list[str]:

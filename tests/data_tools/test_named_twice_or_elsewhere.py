@@ -33,6 +33,16 @@ def test_a_link_to_a_tar_beside_it_does_not_count_twice(tars, caplog):
         open_dataset(str(tars / "*.tar"))
 
 
+def test_a_shard_that_is_away_is_an_error_and_a_folder_is_told(tars, tmp_path, caplog):
+    (tars / "part2").symlink_to(tmp_path / "unmounted")
+    (tars / "README.md").symlink_to(tmp_path / "unmounted" / "README.md")
+    assert len(open_dataset(tars)) == 6
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tars / "part2")]
+    (tars / "000002.tar").symlink_to(tmp_path / "unmounted" / "000002.tar")
+    with pytest.raises(UserError, match=r"000002\.tar: broken link: .* is not there; mount what is away"):
+        open_dataset(tars)
+
+
 def test_endings_in_capitals_are_endings(tars):
     (tars / "000001.tar").rename(tars / "000001.TAR")
     assert len(open_dataset(tars)) == len(open_dataset(str(tars / "*"))) == 6
