@@ -119,7 +119,7 @@ def read_labelled(
     classes: list[Any] | None = None,
     names: list[str] | None = None,
 ) -> Labelled:
-    """Decode a data set once and number its classes; samples whose label is null are left out.
+    """Decode a data set once and number its classes; samples whose label is null, or -1 in a .cls, are left out.
 
     Args:
         classes: those of the training samples, where this is the test set.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.formats.manifest import Manifest
+from data_tools.storage.atomic import describe_bytes
 
 Parser = argparse.ArgumentParser
 Command = Callable[[argparse.Namespace], int]
@@ -36,5 +37,5 @@ def positive(text: str) -> int:
 
 
 def print_manifest(folder: Path | str, manifest: Manifest) -> None:
-    size = manifest.bytes.sum() / 1e6
-    print(f"{folder}: {manifest.counts.sum():,} samples in {len(manifest.urls)} shards, {size:,.1f} MB")
+    size = describe_bytes(int(manifest.bytes.sum()))
+    print(f"{folder}: {manifest.counts.sum():,} samples in {len(manifest.urls)} shards, {size}")

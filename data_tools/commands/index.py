@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from data_tools.dataset.sources import find_tars, refuse_secrets
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, Manifest
 from data_tools.storage.cache_folder import cache_folder, make_shared_folder
+from data_tools.storage.checksum import digest_text
 from data_tools.storage.location import name_ends
 from data_tools.storage.locks import locked
 from data_tools.storage.objects import PATIENT, is_remote, redacted
@@ -50,8 +50,7 @@ def index(
 
 def _index_beside(base: str, tars: list[str], with_crc: bool, processes: int | None) -> tuple[Manifest, Bad]:
     """Index below a URL, and write there, the manifest last."""
-    name = hashlib.blake2b(base.encode(), digest_size=16).hexdigest()
-    folder = cache_folder() / "indexing" / name
+    folder = cache_folder() / "indexing" / digest_text(base)
     make_shared_folder(folder.parent)
     with locked(folder.with_suffix(".lock"), fleeting=True):
         manifest, bad = index_shards(tars, folder, with_crc, processes, base)

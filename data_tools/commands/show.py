@@ -57,7 +57,7 @@ def caption(sample: Sample, classes: list[str] | None = None) -> str:
     """The label (by name where known), else the first short value of the JSON, else the key."""
     label = sample.get("label")
     if isinstance(label, int):
-        return classes[label] if classes and 0 <= label < len(classes) else str(label)
+        return classes[label] if classes and label < len(classes) else str(label)
     about = sample.get("json")
     if isinstance(about, dict):
         values = [str(v) for v in about.values() if isinstance(v, str | int | float)]

@@ -24,6 +24,7 @@ def statistics(dataset: Dataset, decode: bool = True, processes: int | None = No
     found = run_jobs(work, range(len(dataset.manifest.urls)), "stats", None, processes)
     assert found is not None, "all parts ran here"
     sizes = np.concatenate([np.array(r["sizes"], dtype=np.int64) for r in found])
+    unlabelled = sum(r["unlabelled"] for r in found)
     summary: dict[str, Any] = {
         "samples": len(sizes),
         "identity": dataset.fingerprint + ("" if dataset.knows_content else " (of the layout only: no CRC)"),
@@ -33,6 +34,7 @@ def statistics(dataset: Dataset, decode: bool = True, processes: int | None = No
         "bytes": _quantiles(sizes),
         "extensions": _merge(found, "extensions"),
         "labels": _name_labels(_merge(found, "labels"), dataset),
+        **({"unlabelled": unlabelled} if unlabelled else {}),
         "shapes": dict(_merge(found, "shapes").most_common(10)),
         "duplicates": _duplicates([r["hashes"] for r in found], [r["keys"] for r in found]),
     }
@@ -49,7 +51,7 @@ def _name_labels(counts: Counter[str], dataset: Dataset) -> dict[str, int]:
     """Samples of each class, in the order of their numbers, by name where the manifest names it."""
     names = dataset.manifest.about.get("classes") or []
     return {
-        str(names[number]) if 0 <= number < len(names) else str(number): counts[str(number)]
+        str(names[number]) if number < len(names) else str(number): counts[str(number)]
         for number in sorted(map(int, counts))
     }
 
@@ -100,7 +102,7 @@ def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
     extensions, labels, shapes = Counter[str](), Counter[str](), Counter[str]()
     sizes, lengths, hashes, keys = [], [], [], []
     moments: dict[str, list[Any]] = {}
-    damaged, length_of = 0, ""
+    damaged, unlabelled, length_of = 0, 0, ""
     for number in range(int(dataset.manifest.counts[shard])):
         try:
             raw = dataset.read(shard, number)
@@ -113,6 +115,7 @@ def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
         sizes.append(sum(len(v) for v in raw.values()))
         hashes.append(int.from_bytes(digest_content(raw)[:8], "little"))
         extensions.update(raw.keys())
+        unlabelled += "label" in sample and sample["label"] is None
         if isinstance(sample.get("label"), int):
             labels[str(sample["label"])] += 1
         for name, unit in (("tokens", "tokens"), ("text", "characters"), ("audio", "audio frames")):
@@ -126,7 +129,7 @@ def _shard_statistics(dataset: Dataset, decode: bool, shard: int) -> Receipt:
     return {
         "sizes": sizes, "lengths": lengths, "length_of": length_of, "hashes": hashes, "keys": keys,
         "extensions": dict(extensions), "labels": dict(labels), "shapes": dict(shapes), "channels": moments,
-        "damaged": damaged, "samples": len(sizes), "bytes": sum(sizes),
+        "damaged": damaged, "unlabelled": unlabelled, "samples": len(sizes), "bytes": sum(sizes),
     }  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.incomplete import fields_of, fields_to_mark
 from data_tools.dataset.selection import copy_index, refuse_full, whole_or_none, write_selection
 from data_tools.dataset.sources import identify
 from data_tools.decode.options import DecodeError, DecodeOptions
@@ -25,7 +26,7 @@ from data_tools.formats.marks import MARKS_FILES, Mark, marks_to_bytes
 from data_tools.formats.scan import read_in_windows
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
-from data_tools.storage.checksum import crc32
+from data_tools.storage.checksum import crc32, digest_text
 from data_tools.storage.objects import (
     MissingError,
     NoRangesError,
@@ -49,8 +50,8 @@ def verify(
     """Read every sample of a data set; mark those that are bad, and take back marks of an earlier time.
 
     Marks are no part of the order: a run goes on after its data were verified, and skips what is marked. They come
-    from bytes that were read alone, never from a shard that is away. What indexing left out stays out. Stopped, it
-    goes on where it was.
+    from bytes that were read alone, never from a shard that is away. A sample that lacks a field which all others have
+    is bad, too. What indexing left out stays out. Stopped, it goes on where it was.
 
     Args:
         output: a folder of this machine for a manifest with the marks, where they cannot be written beside the data.
@@ -87,10 +88,12 @@ def _verify_alone(
     shards = range(len(dataset.manifest.urls))
     found = run_jobs(partial(_verify_shard, dataset, decode), shards, "verify", work.receipts, processes)
     assert found is not None, "all parts ran here"
+    urls = dataset.manifest.urls
+    needed = fields_to_mark(*_count_lacking(found))
     marks = [
-        Mark(shard, row, dataset.manifest.urls[shard], name, reason)
+        Mark(shard, row, urls[shard], name, reason)
         for shard, receipt in enumerate(found)
-        for row, name, reason in receipt["bad"]
+        for row, name, reason in [*receipt["bad"], *_incomplete(receipt, needed)]
     ]
     manifest = _write_marks(dataset, marks, work.out, "" if output else dataset.base)
     if exclude is not None:
@@ -99,11 +102,24 @@ def _verify_alone(
             manifest = write_selection(dataset, sound, exclude)
     work.remove()
     left_out = [
-        (dataset.manifest.urls[shard], f"#{row}", "left out when it was indexed")
+        (urls[shard], f"#{row}", "left out when it was indexed")
         for shard, receipt in enumerate(found)
         for row in receipt["left_out"]
     ]
     return manifest, [*((mark.url, mark.sample, mark.reason) for mark in marks), *left_out]
+
+
+def _count_lacking(found: list[Receipt]) -> tuple[Counter[str], int]:
+    """(samples that lack each field which others have, sound samples) of all shards."""
+    lacking = Counter(name for receipt in found for *_, fields in receipt["lacking"] for name in fields)
+    return lacking, sum(receipt["sound"] for receipt in found)
+
+
+def _incomplete(receipt: Receipt, fields: frozenset[str]) -> Iterator[tuple[int, str, str]]:
+    """(row, key, what is wrong) of a shard's samples that lack one of the fields that all others have."""
+    for row, key, lacking in receipt["lacking"]:
+        if missing := sorted(fields.intersection(lacking)):
+            yield row, key, f"incomplete: has no {' and no '.join(missing)}, as all others have"
 
 
 def _refuse_other_data(dataset: Dataset, output: Path) -> None:
@@ -116,10 +132,10 @@ def _name_work(dataset: Dataset, decode: bool) -> str:
     """A name for what is read: a shard that was replaced or mended meanwhile is read again."""
     places = [dataset.location(shard) for shard in range(len(dataset.manifest.urls))]
     try:
-        described = [dataset.fingerprint, str(decode), *identify(places, dataset.fetching.retry)]
+        described = [dataset.fingerprint, str(decode), "fields", *identify(places, dataset.fetching.retry)]
     except UserError as error:
         raise UserError(f"{error}; nothing is marked") from None
-    return hashlib.blake2b("\0".join(described).encode(), digest_size=8).hexdigest()
+    return digest_text("\0".join(described), 8)
 
 
 def _write_marks(dataset: Dataset, marks: list[Mark], home: Path, base: str) -> Manifest:
@@ -149,7 +165,8 @@ def _verify_shard(dataset: Dataset, decode: bool, shard: int) -> Receipt:
     sidecar = dataset.sidecar(shard)
     bad: list[tuple[int, str, str]] = []
     left_out: list[int] = []
-    total = 0
+    lacking: list[tuple[int, str, list[str]]] = []
+    fields, sound, total = fields_of(dataset.manifest.extensions), 0, 0
     with _open_shard(dataset.location(shard), dataset.fetching.retry) as read:
         for row in range(len(sidecar)):
             if not sidecar.valid[row]:
@@ -159,10 +176,17 @@ def _verify_shard(dataset: Dataset, decode: bool, shard: int) -> Receipt:
             raw = read(int(sidecar.offset[row]), size)
             total += len(raw)
             crc = None if sidecar.crc is None else int(sidecar.crc[row])
-            name, reason = _check(raw, size, crc, row, decode)
+            name, reason, extensions = _check(raw, size, crc, row, decode)
             if reason:
                 bad.append((row, name, reason))
-    return {"bad": bad, "left_out": left_out, "samples": len(sidecar), "bytes": total}
+                continue
+            sound += 1
+            if missing := fields - fields_of(extensions):
+                lacking.append((row, name, sorted(missing)))
+    return {
+        "bad": bad, "left_out": left_out, "lacking": lacking, "sound": sound,
+        "samples": len(sidecar), "bytes": total,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -195,18 +219,20 @@ def _open_shard(place: str, retry: Retry) -> Iterator[tar.Read]:
         raise UserError(f"{redacted(place)}: cannot be read ({error.strerror}); {NOTHING_MARKED}") from None
 
 
-def _check(raw: bytes, size: int, crc: int | None, row: int, decode: bool) -> tuple[str, str]:
-    """(name, what is wrong or "") of one sample."""
+def _check(
+    raw: bytes, size: int, crc: int | None, row: int, decode: bool
+) -> tuple[str, str, tuple[str, ...]]:
+    """(name, what is wrong or "", extensions of its members) of one sample."""
     if len(raw) != size:
-        return f"#{row}", f"cut: {len(raw)} of {size} bytes are there"
+        return f"#{row}", f"cut: {len(raw)} of {size} bytes are there", ()
     try:
         key, members = tar.sample_members(raw)
     except tar.TarError as error:
-        return f"#{row}", str(error)
+        return f"#{row}", str(error), ()
     if crc is not None and crc32(raw) != crc:
-        return key, "checksum does not match"
+        return key, "checksum does not match", ()
     try:
         decode_sample(key, members, DecodeOptions(raw=not decode))
     except DecodeError as error:
-        return key, str(error)
-    return key, ""
+        return key, str(error), ()
+    return key, "", tuple(members)

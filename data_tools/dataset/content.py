@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.decode.kinds import kind_of
+from data_tools.storage.checksum import text_bytes
 
 DIGEST = np.dtype("S16")
 """Of an array of content digests."""
@@ -21,7 +22,7 @@ def digest_content(members: Mapping[str, memoryview]) -> bytes:
     content = sorted(e for e in members if kind_of(e) not in _ABOUT) or sorted(members)
     digest = hashlib.blake2b(digest_size=16)
     for extension in content:
-        digest.update(f"{extension}\0{len(members[extension])}\0".encode())
+        digest.update(text_bytes(f"{extension}\0{len(members[extension])}\0"))
         digest.update(members[extension])
     return digest.digest()
 
@@ -33,11 +34,11 @@ def digest_fields(sample: Mapping[str, Any]) -> bytes:
     for name in content or sorted(name for name in sample if not name.startswith("__")):
         value = sample[name]
         if isinstance(value, np.ndarray):
-            digest.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
+            digest.update(text_bytes(f"{name}\0{value.dtype}\0{value.shape}\0"))
             digest.update(np.ascontiguousarray(value).tobytes())
         else:
-            data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+            data = value if isinstance(value, bytes) else text_bytes(str(value))
+            digest.update(text_bytes(f"{name}\0{len(data)}\0") + data)
     return digest.digest()
 
 

@@ -68,7 +68,7 @@ def has_pattern(name: str) -> bool:
 
 def leave_out_companions(paths: list[str]) -> list[str]:
     """Without the files that lie beside tars: ``shards/*`` means the shards."""
-    return [path for path in paths if path.endswith(TARS) or Path(path).is_dir()] or paths
+    return [path for path in paths if path.lower().endswith(TARS) or Path(path).is_dir()] or paths
 
 
 def expand_home(path: str) -> str:

@@ -129,7 +129,10 @@ def export_dali(dataset: Dataset) -> None:
                 lines.append(" ".join(_components(handle, offset, offset + size)))
         finally:
             os.close(handle)
-        write_atomically(folder / f"{url.removesuffix('.tar')}.dali.idx", ("\n".join(lines) + "\n").encode())
+        write_atomically(
+            folder / f"{url.removesuffix('.tar')}.dali.idx",
+            ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"),
+        )
 
 
 def _components(handle: int, start: int, end: int) -> Iterator[str]:
@@ -149,4 +152,10 @@ def _home(dataset: Dataset) -> Path:
         raise UserError(
             f"{dataset.folder}: remote shards have no folder to write an index to; copy them first"
         )
+    for url in dataset.manifest.urls:
+        if Path(url).is_absolute() or ".." in Path(url).parts:
+            raise UserError(
+                f"{dataset.folder}: its shards lie elsewhere, such as {url}, where the index of a selection would stand"
+                " for all of their samples; pack the selection by itself first"
+            )
     return dataset.folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from data_tools.dataset.sources import describe_shards
 from data_tools.errors import UserError
 from data_tools.formats.manifest import LAYOUT_ONLY, Manifest, digest_shards
 from data_tools.formats.sidecar import Sidecar
-from data_tools.storage.checksum import crc32
+from data_tools.storage.checksum import crc32, digest_text
 from data_tools.storage.location import location_of
 from data_tools.storage.objects import ObjectInfo, Retry, describe_object, is_remote
 
@@ -34,7 +33,7 @@ def find_former_fingerprints(
 def name_cache(manifest: Manifest, places: Iterable[str], versions: Iterable[str], segment: int) -> str:
     """The cache folder's name for segments of ``segment`` samples of these shards at their places, and no others."""
     described = [manifest.fingerprint, str(segment), *map(location_of, places), *versions]
-    return hashlib.blake2b("\0".join(described).encode(), digest_size=16).hexdigest()
+    return digest_text("\0".join(described))
 
 
 def ask_versions(manifest: Manifest, places: Sequence[str], retry: Retry) -> list[str]:

@@ -10,6 +10,10 @@ from data_tools.decode.kinds import PICKLE_EXTENSIONS, kind_of
 
 USUAL = 0.9  # of the samples have a field; those without it are incomplete
 
+MARKED = 0.01
+"""Of the samples at most are marked as incomplete by `verify`, or a single one: what a run bears as damage. Where more
+lack a field, that is how the data are: some have no label."""
+
 Kinds = list[list[Any]]  # [extensions, how many sound samples have just these, the first one's key]
 
 
@@ -17,10 +21,10 @@ def find_incomplete(shards: Iterable[tuple[str, Kinds]]) -> list[tuple[str, str,
     """(shard, key, what it lacks) for each shard and field: the first of the samples without it, and their number.
 
     They stay in the data set, since not every use needs every field; one that is needed and not there counts as
-    damage when it is read.
+    damage when it is read. `verify` marks them where they are few.
     """
     rows = [
-        (shard, frozenset(map(_field, extensions)), count, first)
+        (shard, fields_of(extensions), count, first)
         for shard, kinds in shards
         for extensions, count, first in kinds
     ]
@@ -39,6 +43,17 @@ def find_incomplete(shards: Iterable[tuple[str, Kinds]]) -> list[tuple[str, str,
         (shard, key, f"incomplete: has no {name}, as other samples have{_others(count)}")
         for (shard, name), (count, key) in lacking.items()
     ]
+
+
+def fields_of(extensions: Iterable[str]) -> frozenset[str]:
+    """The fields that members of these extensions become, whatever the format: a jpg and a png are an image."""
+    return frozenset(map(_field, extensions))
+
+
+def fields_to_mark(lacking: Counter[str], total: int) -> frozenset[str]:
+    """Fields that all others of ``total`` samples have, by how many samples lack each: see `MARKED`."""
+    most = min(max(1, MARKED * total), (1 - USUAL) * total)
+    return frozenset(name for name, count in lacking.items() if count <= most)
 
 
 def _others(count: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from data_tools.formats.scan import scan_file, scan_remote
 from data_tools.jobs import Receipt, run_jobs
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once
-from data_tools.storage.checksum import crc32
+from data_tools.storage.checksum import crc32, digest_text
 from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import Retry, is_remote, read_whole, redacted
 from data_tools.storage.segments import FetchOptions
@@ -30,9 +29,9 @@ MAX_UNPACKED_RATIO = 200  # gzip of real data stays under 20; beyond this it is 
 
 def unpack(name: str, fetching: FetchOptions) -> str:
     """A gzipped tar, unpacked once into the cache, since samples cannot be read from the middle of gzip."""
-    if not name_ends(name, (".gz", ".GZ", ".tgz")):
+    if not name_ends(name, (".gz", ".tgz")):
         return name
-    digest = hashlib.blake2b(identify([name], fetching.retry)[0].encode(), digest_size=16).hexdigest()
+    digest = digest_text(identify([name], fetching.retry)[0])
 
     def build(folder: Path) -> None:
         packed = Path(name)
@@ -93,7 +92,7 @@ def index_shards(
     if not files:
         raise UserError(f"{folder}: no .tar files to index; give a folder of WebDataset shards")
     described = "\n".join([str(with_crc), *identify(files, fetching.retry)])
-    work = Staging(folder, INDEXING, hashlib.blake2b(described.encode(), digest_size=8).hexdigest())
+    work = Staging(folder, INDEXING, digest_text(described, 8))
     with work.alone():
         return _index_alone(files, work, with_crc, processes, base, fetching.retry)
 

@@ -18,7 +18,7 @@ from data_tools.formats.manifest import MANIFEST_VERSION, Manifest, MarksSeal, w
 from data_tools.formats.marks import Mark, marks_to_bytes
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once
-from data_tools.storage.checksum import crc32
+from data_tools.storage.checksum import crc32, digest_text
 from data_tools.storage.location import location_of
 from data_tools.storage.urls import is_remote, redacted
 
@@ -151,11 +151,9 @@ def write_joined(manifest: Manifest, stores: Sequence[Store], folder: Path) -> N
 def keep_joined(stores: Sequence[Store], cache: Path) -> Path:
     """The folder in the cache that holds several data sets as one; it is made unless it is there."""
     manifest = join_manifests(stores)
-    described = "\0".join(
-        [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about), *manifest.urls]
-    )
-    digest = hashlib.blake2b(described.encode(), digest_size=16)
+    said = [manifest.fingerprint, str(manifest.marks), json.dumps(manifest.about)]
+    described = "\0".join([*said, *manifest.urls, *manifest.versions])
     return build_once(
-        cache / f"joined-v{MANIFEST_VERSION}" / digest.hexdigest(),
+        cache / f"joined-v{MANIFEST_VERSION}" / digest_text(described),
         lambda folder: write_joined(manifest, stores, folder),
     )

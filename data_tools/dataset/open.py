@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,6 +26,7 @@ from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, read_manifest
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import build_once, cache_errors, make_shared_folder, share
+from data_tools.storage.checksum import digest_text
 from data_tools.storage.location import location_of, name_ends
 from data_tools.storage.objects import MissingError, RefusedError, is_remote, read_all, redacted
 from data_tools.storage.segments import FetchOptions
@@ -140,9 +141,10 @@ def find_dataset(source: str | Path | Sequence[str | Path], fetching: FetchOptio
 
 def refuse_twice(tars: Sequence[str]) -> None:
     """Raise UserError where one tar is named twice: its samples would count twice."""
-    twice = [name for name, count in Counter(map(location_of, tars)).items() if count > 1]
+    places = [location_of(name) if is_remote(name) else os.path.realpath(name) for name in tars]
+    twice = [place for place, count in Counter(places).items() if count > 1]
     if twice:
-        raise UserError(f"{twice[0]}: is named twice; name it once")
+        raise UserError(f"{twice[0]}: is named twice, perhaps by a link; name it once")
 
 
 def part_sources(names: Sequence[str]) -> list[list[str]]:
@@ -188,9 +190,7 @@ NOTHING = "{}: no such data set; give a folder with manifest.json or .tar files,
 def _remote_manifest(url: str, fetching: FetchOptions) -> Found | None:
     """Copy a remote manifest here; it is small, and may have changed since the last time. None where there is none."""
     base = parent_url(url, MANIFEST_NAME)
-    folder = (
-        fetching.cache / "remote" / hashlib.blake2b(location_of(base).encode(), digest_size=16).hexdigest()
-    )
+    folder = fetching.cache / "remote" / digest_text(location_of(base))
     try:
         data = read_all(join_url(base, MANIFEST_NAME), fetching.retry)
     except RefusedError as error:
@@ -227,7 +227,7 @@ def _indexed(tars: Sequence[str], asked: str, fetching: FetchOptions) -> Found:
     if not tars:
         raise UserError(NOTHING.format(asked))
     described = "\0".join(["crc", *identify(tars, fetching.retry)])
-    digest = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+    digest = digest_text(described)
 
     def build(folder: Path) -> None:
         log.info(

@@ -67,7 +67,8 @@ def read_rows(
                 row["json"] = decode_json(raw[names["json"]], "json", dataset.options)
             if wanted & {"label", "class_name"} and "label" in names:
                 label = row["label"] = decode_label(raw[names["label"]])
-                row["class_name"] = str(classes[label]) if 0 <= label < len(classes) else None
+                if label is not None and label < len(classes):
+                    row["class_name"] = str(classes[label])
         except (DamagedSampleError, DecodeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

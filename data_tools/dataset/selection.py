@@ -108,7 +108,9 @@ def reach_shards(dataset: Dataset, folder: Path) -> list[str]:
 def copy_beside(home: Path, about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Carry over the licence and tokenizer of a data set at ``home``; returns ``about`` as it holds in ``folder``."""
     named = about.get("tokenizer", "tokenizer")
-    beside = named if not Path(named).is_absolute() else "tokenizer"  # of several data sets that are one
+    # An absolute one is of several data sets that are one. Beyond a manifest's own folder nothing is written for it.
+    elsewhere = Path(named).is_absolute() or ".." in Path(named).parts
+    beside = "tokenizer" if elsewhere else named
     files = [(home / "LICENCE.txt", "LICENCE.txt")]
     files += [(path, f"{beside}/{path.name}") for path in sorted((home / named).glob("*.json"))]
     for path, name in files:

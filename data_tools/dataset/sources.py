@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +46,9 @@ def find_tars(source: str, endings: tuple[str, ...] = TARS, retry: Retry = PATIE
         return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))  # noqa: PTH207
     if (unfinished := describe_unfinished(path)) is not None:
         raise UserError(f"{path}: {unfinished}")
-    return _choose(map(str, walk_folder(path).files), endings)
+    walk = walk_folder(path)
+    _refuse_absent(walk.passed_over)
+    return _leave_out_links(_choose(map(str, walk.files), endings))
 
 
 def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
@@ -54,6 +57,31 @@ def _choose(names: Iterable[str], endings: tuple[str, ...]) -> list[str]:
     for name, why in left_out:
         log.warning("%s: left out: %s", redacted(name), why)
     return used
+
+
+def _refuse_absent(passed_over: Iterable[tuple[Path, str]]) -> None:
+    """Raise UserError where shards are away: a run must not go on with those that are left.
+
+    A broken link that may be of a folder of shards is told.
+    """
+    for path, reason in passed_over:
+        broken = reason.startswith("broken link")
+        if reason.startswith("cannot be opened") or (broken and path.name.lower().endswith(TARS)):
+            raise UserError(f"{path}: {reason}; mount what is away, or take it out of the folder")
+        if broken and not path.suffix:
+            log.warning("%s: left out: %s", path, reason)
+
+
+def _leave_out_links(tars: list[str]) -> list[str]:
+    """Without links to tars that are among them, whose samples would count twice; a warning says so."""
+    places = {name: os.path.realpath(name) for name in tars}
+    first: dict[str, str] = {}
+    for name in sorted(tars, key=lambda name: Path(name).is_symlink()):
+        first.setdefault(places[name], name)
+    for name in tars:
+        if first[places[name]] != name:
+            log.warning("%s: left out: a link to %s, which is read anyway", name, first[places[name]])
+    return [name for name in tars if first[places[name]] == name]
 
 
 def _list_tars(prefix: str, endings: tuple[str, ...], retry: Retry) -> list[str]:

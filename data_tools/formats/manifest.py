@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
+from data_tools.storage.checksum import text_bytes
 
 MANIFEST_NAME = "manifest.json"
 
@@ -100,7 +101,7 @@ def digest_shards(manifest: Manifest, urls: Sequence[str], checksums: NDArray[np
     """32 hex digits over the shards of a manifest, under these names and checksums of their sidecars, (shards,)."""
     digest = hashlib.blake2b(digest_size=16)
     for url in urls:
-        digest.update(url.rsplit("/", 1)[-1].encode() + b"\0")
+        digest.update(text_bytes(url.rsplit("/", 1)[-1]) + b"\0")
     for column in (manifest.samples, manifest.bad, manifest.bytes, checksums.astype(np.int64)):
         digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()
@@ -177,6 +178,9 @@ def read_manifest(path: Path, place: str = "") -> Manifest:
         if head.get("manifest_version") != MANIFEST_VERSION:
             raise ValueError(f"manifest_version {head.get('manifest_version')} is not {MANIFEST_VERSION}")
         samples, bad, sizes, checksums = (np.ascontiguousarray(table[:, i]) for i in range(4))
+        _check_shards(urls, samples, bad, sizes)
+        if not all(isinstance(extension, str) for extension in head["extensions"]):
+            raise ValueError("extensions are no list of texts")
         seal, has_crc = head.get("marks"), head.get("has_crc")
         return Manifest(
             urls, samples, bad, sizes, checksums.astype(np.uint32),
@@ -189,7 +193,22 @@ def read_manifest(path: Path, place: str = "") -> Manifest:
         raise UserError(
             f"{path}: there is no manifest; write one with `python -m data_tools index`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{place or path}: not a manifest of this version ({error}); run `python -m data_tools index`"
         ) from None
+
+
+def _check_shards(
+    urls: Sequence[str], samples: NDArray[np.int64], bad: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> None:
+    """Raise a ValueError for shards that no data set has: damage, or somebody's program, not ours, wrote it."""
+    impossible = np.flatnonzero((samples < 0) | (bad < 0) | (bad > samples) | (sizes < 0))
+    if len(impossible):
+        shard = int(impossible[0])
+        raise ValueError(
+            f"{urls[shard]}: {bad[shard]} bad ones among {samples[shard]} samples in {sizes[shard]} bytes"
+        )
+    if any(not url or "\0" in url for url in urls):
+        raise ValueError("the name of a shard is empty, or has a zero byte in it")
+    "".join(urls).encode("utf-8", "surrogateescape")  # a lone surrogate is not even a byte of a name

@@ -155,32 +155,32 @@ def open_plan(method: str, length: int, window: int, columns: Columns, tokens: i
 
 
 def pack(
-    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW, whole: bool = False
+    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW
 ) -> Iterator[tuple[Columns, int]]:
     """(columns, tokens) of one block of documents after the other: the columns of a plan, piece by piece.
 
     blocks: tokens of each document, (documents,) each; all but the last hold a whole number of windows. Where no
-    document fits what is left of a row, more than one slot in a hundred, the largest one is cut to fill it, unless
-    documents are to stay ``whole``.
+    document fits what is left of a row, more than one slot in 128, the largest one is cut to fill it.
     """
     end = 0
     for block in blocks:
         lengths = np.asarray(block, dtype=np.int64)
         tokens = int(lengths.sum())
         if method == "best_fit":
-            yield _pack_block(lengths, length, window, length if whole else length // 128), tokens
+            yield _pack_block(lengths, length, window), tokens
         else:
             yield {"ends": end + np.cumsum(lengths)}, tokens
         end += tokens
 
 
-def _pack_block(lengths: Int64Array, length: int, window: int, tolerance: int) -> Columns:
+def _pack_block(lengths: Int64Array, length: int, window: int) -> Columns:
     """The columns of a `BestFitPlan` for documents of ``lengths`` (documents,), in numbers as small as can be."""
     windows = -(-len(lengths) // window)
     padded = np.zeros(windows * window, dtype=np.int64)
     padded[: len(lengths)] = lengths
     filled = np.cumsum((padded // length).reshape(windows, window), axis=1)
-    packed = pack_windows((padded % length).astype(np.int32).reshape(windows, window), length, tolerance)
+    rests = (padded % length).astype(np.int32).reshape(windows, window)
+    packed = pack_windows(rests, length, tolerance=length // 128)
     token, place = np.min_scalar_type(length), np.min_scalar_type(2 * window)
     return {
         "rows": filled[:, -1] + packed.rows,
@@ -200,23 +200,9 @@ def block_documents(length: int, window: int = WINDOW) -> int:
 
 
 def plan_rows(
-    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW, whole: bool = False
+    blocks: Iterable[NDArray[np.integer]], method: str, length: int, window: int = WINDOW
 ) -> RowPlan:
     """The plan for blocks of documents, as `pack` takes them, in memory."""
-    parts, tokens = zip(*pack(blocks, method, length, window, whole), strict=True)
+    parts, tokens = zip(*pack(blocks, method, length, window), strict=True)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return open_plan(method, length, window, columns, sum(tokens))
-
-
-def best_fit_rows(
-    lengths: NDArray[np.integer], length: int, window: int = WINDOW, whole: bool = False
-) -> Rows:
-    """All rows by best fit over windows of consecutive documents; what is longer than a row is cut first."""
-    plan = plan_rows([lengths], "best_fit", length, window, whole)
-    return plan.take(np.arange(plan.rows))
-
-
-def cut_rows(lengths: NDArray[np.integer], length: int) -> Rows:
-    """Concatenate all documents and cut every ``length`` tokens; only the last row may be short."""
-    plan = plan_rows([lengths], "cut", length)
-    return plan.take(np.arange(plan.rows))

@@ -118,9 +118,17 @@ def explain_full_disk(
 
 
 def describe_full_disk(path: Path, needed: int | None, free: int) -> str:
-    """`no space left on /dev/sda1 (/data), 120.0 MB needed, 3.1 MB free`."""
-    asked = "" if needed is None else f", {needed / 1e6:,.1f} MB needed"
-    return f"no space left on {disk_of(path)}{asked}, {free / 1e6:,.1f} MB free"
+    """`no space left on /dev/sda1 (/data), 120.0 MB needed, 3.1 kB free`."""
+    asked = "" if needed is None else f", {describe_bytes(needed)} needed"
+    return f"no space left on {disk_of(path)}{asked}, {describe_bytes(free)} free"
+
+
+def describe_bytes(count: int) -> str:
+    """`812 bytes`, `4.1 kB`, `120.0 MB`, `1.2 TB`."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def free_bytes(path: Path) -> int:

@@ -26,6 +26,8 @@ class Walk:
     """What lies below a folder, sorted by path."""
 
     files: list[Path]
+    folders: list[Path]
+    """Those that were read, empty ones too; not the one that was asked for."""
     passed_over: list[tuple[Path, str]]
     """Hidden files and folders, loops, broken links and what cannot be opened, each with the reason."""
 
@@ -36,6 +38,7 @@ def walk_folder(folder: Path) -> Walk:
     Each folder is read once: not where a link leads back to what it lies in, nor where it leads to what is read anyway.
     """
     files: list[Path] = []
+    read: list[Path] = []
     passed_over: list[tuple[Path, str]] = []
     seen: set[tuple[int, int]] = set()
     folders, links = deque([folder]), deque[Path]()
@@ -49,19 +52,23 @@ def walk_folder(folder: Path) -> Walk:
         except OSError as error:
             passed_over.append((place, f"cannot be opened: {error.strerror}"))
             continue
+        if place != folder:
+            read.append(place)
         for entry in entries:
             path = place / entry.name
             if entry.name.startswith(".") or entry.name in SYSTEM:
                 passed_over.append((path, "hidden"))
             elif entry.is_symlink() and not path.exists():
                 passed_over.append((path, f"broken link: {path.readlink()} is not there"))
-            elif not entry.is_dir():
+            elif entry.is_file():
                 files.append(path)
+            elif not entry.is_dir():  # whoever reads a pipe waits for ever
+                passed_over.append((path, "no file: a pipe, socket or device"))
             elif entry.is_symlink():
                 links.append(path)
             else:
                 folders.append(path)
-    return Walk(sorted(files), sorted(passed_over))
+    return Walk(sorted(files), sorted(read), sorted(passed_over))
 
 
 def _refuse(place: Path, seen: set[tuple[int, int]], asked_for: bool) -> str:

@@ -51,5 +51,6 @@ def split_url(url: str) -> SplitResult:
 
 
 def name_ends(name: str, endings: tuple[str, ...]) -> bool:
-    """Whether a path, or a URL before its query, ends so."""
-    return location_of(name).split("?")[0].endswith(endings) or location_of(name).endswith(endings)
+    """Whether a path, or a URL before its query, ends so, in capitals or not."""
+    place = location_of(name).lower()
+    return place.split("?")[0].endswith(endings) or place.endswith(endings)

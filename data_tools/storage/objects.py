@@ -142,7 +142,10 @@ class LocalFile:
             raise UserError(describe_place(error)) from None
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # which writes what is buffered
+        except OSError as error:
+            raise UserError(describe_place(error)) from None
 
 
 def describe_object(url: str, retry: Retry = PATIENT) -> ObjectInfo:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -44,6 +45,9 @@ FETCH_THREADS = 8
 LOCKS = 4096
 
 LOCK_FOLDER = ".locks"  # apart from the segments, which are listed often
+
+LEFTOVER = 86_400
+"""Seconds after which a file that was not fetched to its end is taken for one that nobody is at."""
 
 _NEVER = 1 << 33  # a time no position reaches; ext4 keeps 34 bits of seconds
 
@@ -120,6 +124,7 @@ class SegmentCache:
         self.prefetch_bytes = options.prefetch_bytes
         self.fetched = self.hits = 0  # segments
         make_shared_folder(folder / LOCK_FOLDER)
+        self._remove_leftovers()
         self._start()
         renew_when_forked(self)
 
@@ -276,6 +281,19 @@ class SegmentCache:
         self._files.forget(str(self.folder / segment.name))
         with suppress(FileNotFoundError, PermissionError):
             (self.folder / segment.name).unlink()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what processes that were killed had fetched by half: nothing else would, and it counts as no segment.
+
+        By the time of its last change, for its own time says when a segment is needed.
+        """
+        old = time.time() - LEFTOVER
+        with os.scandir(self.folder) as files:
+            for file in files:
+                if file.name.startswith(".") and file.name != LOCK_FOLDER:
+                    with suppress(FileNotFoundError, PermissionError):
+                        if file.is_file() and file.stat().st_ctime < old:
+                            Path(file.path).unlink()
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(next use, bytes, path) of what is cached."""

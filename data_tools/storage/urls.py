@@ -49,7 +49,9 @@ def name_of(url: str) -> str:
 def join_url(base: str, name: str) -> str:
     """The object ``name`` (a path as the file system has it) in the folder ``base``, whose query it keeps."""
     place, mark, query = base.partition("?") if is_http(base) else (base, "", "")
-    return f"{place.rstrip('/')}/{quote(name) if is_http(base) else name}{mark}{query}"
+    return (
+        f"{place.rstrip('/')}/{quote(name, errors='surrogateescape') if is_http(base) else name}{mark}{query}"
+    )
 
 
 def parent_url(url: str, name: str) -> str:
@@ -66,8 +68,8 @@ def quoted(url: str) -> str:
     place, mark, query = url.partition("?")
     scheme, _, rest = place.partition("://")
     host, slash, path = rest.partition("/")
-    path = _LONE_PERCENT.sub("%25", quote(path, safe=_KEPT_IN_PATH))
-    query = _LONE_PERCENT.sub("%25", quote(query, safe=_KEPT_IN_QUERY))
+    path = _LONE_PERCENT.sub("%25", quote(path, safe=_KEPT_IN_PATH, errors="surrogateescape"))
+    query = _LONE_PERCENT.sub("%25", quote(query, safe=_KEPT_IN_QUERY, errors="surrogateescape"))
     return f"{scheme}://{host}{slash}{path}{mark}{query}"
 
 

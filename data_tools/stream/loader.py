@@ -321,6 +321,8 @@ class Loader:
                 f"the data stream is not the one of the saved state: {'; '.join(differing)}; use the same data and"
                 " settings, or start a new run"
             )
-        self.stream.adopt(state)
+        vars(self.stream).update(
+            vars(trial)
+        )  # adopting once more would warn, and may read every sidecar, twice
         self.position = int(state["position"])
         self._stale = True

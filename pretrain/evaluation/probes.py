@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_tools.dataset.damage import DamagedSampleError
+from data_tools.dataset.damage import DamagedSampleError, IncompleteSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import OneRankError, UserError, mistakes_of_one_rank
@@ -19,6 +21,8 @@ from pretrain.engine.base import Engine
 from pretrain.evaluation.class_names import comparable_names, name_class, read_label
 from pretrain.evaluation.shares import share_batches
 from pretrain.objectives.base import Objective
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
 """Samples of one rank in one forward pass."""
@@ -39,8 +43,13 @@ class OnlineProbe:
 
         Each rank embeds its share of the samples; rank 0 then classifies all of them.
         """
-        train, train_labels = embed(self.train, objective, engine, self.config.label)
-        test, test_labels = embed(self.test, objective, engine, self.config.label)
+        places = f"probe.train={self.config.train}", f"probe.test={self.config.test}"
+        train, train_labels = labelled(
+            *embed(self.train, objective, engine, self.config.label, places[0]), places[0]
+        )
+        test, test_labels = labelled(
+            *embed(self.test, objective, engine, self.config.label, places[1]), places[1]
+        )
 
         def classify() -> dict[str, float]:
             names, test_names, _ = comparable_names(self.train, self.test, self.config.label)
@@ -76,11 +85,12 @@ def first(dataset: Dataset, count: int) -> Dataset:
 
 @torch.no_grad()
 def embed(
-    dataset: Dataset, objective: Objective, engine: Engine, label_field: str, batch_size: int = BATCH_SIZE
-) -> tuple[Tensor, list[Any]]:
+    dataset: Dataset, objective: Objective, engine: Engine, label_field: str, place: str = "probe",
+    batch_size: int = BATCH_SIZE,
+) -> tuple[Tensor, list[Any]]:  # fmt: skip
     """Pooled features (N, D) in fp32 on the CPU and labels (N) of a whole data set in its order, on every rank.
 
-    Each rank sees its share of the samples. Called on all ranks together.
+    Each rank sees its share of the samples. Called on all ranks together. ``place``: the setting that names them.
 
     Raises:
         OneRankError: a sample of this rank's share is damaged, or its label is missing or not a single value.
@@ -90,10 +100,10 @@ def embed(
     for indices, counts in share_batches(len(dataset), batch_size, world.rank, world.size):
         try:
             samples = [dataset[index] for index in indices.tolist()]
-            classes = [read_label(sample, label_field, f"label field {label_field!r}") for sample in samples]
+            classes = [read_probe_label(sample, label_field) for sample in samples]
             batch = objective.collate([objective.view(sample) for sample in samples])
         except (UserError, DamagedSampleError) as error:
-            raise OneRankError(f"probe: {error}") from None
+            raise OneRankError(f"{place}: {error}") from None
         with mistakes_of_one_rank():
             features = (
                 objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
@@ -108,6 +118,33 @@ def embed(
         if part is not None:
             whole[rank :: world.size], named[rank :: world.size] = part, classes
     return torch.from_numpy(whole), named
+
+
+def read_probe_label(sample: dict[str, Any], label_field: str) -> Any:
+    """The label of a sample, None where it has none; raises a UserError where there is no such field."""
+    try:
+        return read_label(sample, label_field, f"probe.label={label_field!r}")
+    except IncompleteSampleError as error:
+        raise UserError(
+            f"{error}; name the field that holds the class with probe.label (json.NAME for a key of the JSON), give "
+            "data that have one, or set probe.every=0"
+        ) from None
+
+
+def labelled(features: Tensor, labels: list[Any], place: str) -> tuple[Tensor, list[Any]]:
+    """Those samples of (N, D) and (N) that have a label; raises a UserError where none has. Called on every rank."""
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    if not kept:
+        raise UserError(f"{place}: none of its {len(labels):,} samples has a label; give labelled samples")
+    if len(kept) < len(labels):
+        tell_unlabelled(place, len(labels) - len(kept), len(labels))
+    return features[kept], [labels[i] for i in kept]
+
+
+@lru_cache
+def tell_unlabelled(place: str, without: int, samples: int) -> None:
+    """Say once, not at each probe, how many samples it leaves out."""
+    log.warning("%s: %s of %s samples have no label and are left out", place, f"{without:,}", f"{samples:,}")
 
 
 def number_classes(labels: list[Any]) -> Tensor:

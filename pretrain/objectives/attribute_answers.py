@@ -153,7 +153,7 @@ def find_classes(name: str, spec: AttributeSpec, dataset: Dataset) -> list[Any]:
 def scan_once(dataset: Dataset, name: str) -> dict[str, Any]:
     """`scan` of a data set, from the cache where that was done before; one process of a machine scans, others wait."""
     key = hashlib.blake2b(f"{dataset.fingerprint}/{name}".encode(), digest_size=16).hexdigest()
-    path = cache_folder() / "classes" / f"{key}.json"
+    path = cache_folder() / "classes-v2" / f"{key}.json"  # v1 took -1 of a .cls for a class
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

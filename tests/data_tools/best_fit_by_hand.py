@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def best_fit_by_hand(lengths, length, window=4096, whole=False):
+def best_fit_by_hand(lengths, length, window=4096):
     """(row_start, document, start, size) of the rows that documents of ``lengths`` make."""
     lengths = np.asarray(lengths, dtype=np.int64)
     pieces = -(-lengths // length)
@@ -13,9 +13,7 @@ def best_fit_by_hand(lengths, length, window=4096, whole=False):
     rows, table = 0, []
     for first in range(0, len(lengths), window):
         here = (document >= first) & (document < first + window)
-        packed, used = _best_fit(
-            document[here], start[here], size[here], length, length if whole else length // 128
-        )
+        packed, used = _best_fit(document[here], start[here], size[here], length, length // 128)
         table += [(rows + row, d, at, n) for row, d, at, n in packed]
         rows += used
     table = np.array(table, dtype=np.int64).reshape(-1, 4)

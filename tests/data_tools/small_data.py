@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.formats.shard_writer import ShardWriter, finish_dataset
+from data_tools.order.packing import WINDOW, Rows, plan_rows
 
 
 def png(number: int, side: int = 8) -> bytes:
@@ -40,3 +41,15 @@ def write_tokens(folder: Path, lengths: list[int], per_shard: int = 50, with_len
         writer.write(f"doc{i:05d}", {"tokens.npy": npy(tokens)}, length if with_length else None)
     finish_dataset(writer)
     return folder
+
+
+def best_fit_rows(lengths: np.ndarray, length: int, window: int = WINDOW) -> Rows:
+    """All rows by best fit over windows of consecutive documents."""
+    plan = plan_rows([lengths], "best_fit", length, window)
+    return plan.take(np.arange(plan.rows))
+
+
+def cut_rows(lengths: np.ndarray, length: int) -> Rows:
+    """All rows of the documents one after another, cut every ``length`` tokens."""
+    plan = plan_rows([lengths], "cut", length)
+    return plan.take(np.arange(plan.rows))

@@ -1,6 +1,7 @@
 """What servers answer instead of what was asked for: it is not taken for data, and not waited for in vain."""
 
 import time
+from pathlib import Path
 
 import pytest
 from bad_server import bad_server
@@ -94,3 +95,12 @@ def test_an_upload_opens_the_store_with_its_options(tmp_path):
     options = StorageOptions(other={"auto_mkdir": True})
     upload(tmp_path, ["a"], f"local://{store}/below", Retry(storage=options))
     assert (store / "below" / "a").read_bytes() == b"a"
+
+
+def test_a_disk_that_is_full_at_the_last_byte_is_no_fault_of_the_server(tmp_path):
+    """What is written in small pieces is on the disk when the file is closed only."""
+    (tmp_path / "small").write_bytes(b"x" * 1000)
+    with store_server(tmp_path) as (url, server):
+        with pytest.raises(UserError, match="no space left on device; make room"):
+            read_whole(f"{url}/small", Path("/dev/full"), Retry(patience=30))
+        assert len(server.requests) == 1

@@ -10,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_tools.storage.atomic import atomic_file, follow_umask, read_umask, write_atomically
+from data_tools.storage.atomic import (
+    atomic_file,
+    describe_full_disk,
+    follow_umask,
+    read_umask,
+    write_atomically,
+)
 from data_tools.storage.cache_folder import build_once
 from pretrain.tracking.metrics import MetricsFile
 from tests.faults.full_disk import FULL, on_a_small_disk
@@ -98,6 +104,13 @@ sys.exit(run_cli(main))
     found = FULL.search(result.stderr)
     assert found, result.stderr
     assert found["mount"] == str(tmp_path)
-    assert found["needed"] == (None if writer == "release" else "3.0")
-    assert found["free"] == "1.0"
+    assert found["needed"] == (None if writer == "release" else "3.0 MB")
+    assert found["free"] == "1.0 MB"
     assert result.stderr.count("\n") == 1
+
+
+def test_a_disk_that_lacks_little_is_told_in_small_units(tmp_path):
+    told = describe_full_disk(tmp_path, 812, 0)
+    assert told.endswith(", 812 bytes needed, 0 bytes free")
+    assert describe_full_disk(tmp_path, None, 4_096).endswith("), 4.1 kB free")
+    assert describe_full_disk(tmp_path, 120_000_000, 3_100_000_000).endswith(", 120.0 MB needed, 3.1 GB free")

@@ -163,6 +163,21 @@ def test_damaged_manifest_is_refused(tmp_path, content):
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"nsamples": 10**30}, {"nsamples": float("inf")}, {"nsamples": -3}, {"bad": 4}, {"filesize": -1},
+        {"url": ""}, {"url": "a\0.tar"}, {"url": "\ud800.tar"},
+    ],
+)  # fmt: skip
+def test_a_manifest_of_impossible_shards_is_refused(tmp_path, told):
+    manifest = json.loads((write_images(tmp_path, 6, 3) / "manifest.json").read_text())
+    manifest["shardlist"][0] |= told
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="not a manifest of this version"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b"x" + b[1:], lambda b: b"", lambda b: None])
 def test_damaged_or_missing_sidecar_is_refused(tmp_path, damage):
     path = write_images(tmp_path, 3) / "000000.tar.sidecar"

@@ -48,12 +48,20 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     (photos / "cat" / "out").symlink_to(tmp_path)
     (tmp_path / "disk2" / "dog" / "back").symlink_to(photos)
     (photos / "bird").symlink_to(tmp_path / "unplugged")
+    os.mkfifo(photos / "cat" / "pipe.jpg")
     walk = walk_folder(photos)
     assert {path.relative_to(photos).parts[0] for path in walk.files} == {"cat", "dog"} and len(
         walk.files
     ) == 8
     reasons = {path.name: reason.split(":")[0] for path, reason in walk.passed_over}
-    assert reasons == {"alias": "link", "up": "loop", "out": "loop", "back": "link", "bird": "broken link"}
+    assert reasons == {
+        "alias": "link",
+        "up": "loop",
+        "out": "loop",
+        "back": "link",
+        "bird": "broken link",
+        "pipe.jpg": "no file",
+    }
     (tmp_path / "link").symlink_to(photos)
     assert len(walk_folder(tmp_path / "link").files) == 8
 
@@ -215,3 +223,24 @@ def test_names_of_classes_are_refused_where_they_are_none(tmp_path):
     for source, message in (("nowhere", "no such file"), ("twice", "twice"), (".", "names no classes")):
         with pytest.raises(UserError, match=message):
             read_class_names(tmp_path / source)
+
+
+def test_class_folders_without_anything_to_read_are_said(tmp_path, capsys):
+    photos = fill(tmp_path / "photos" / "cat").parent
+    fill(photos / "mouse" / "grey")
+    (photos / "dog" / "puppies").mkdir(parents=True)
+    (photos / "bird").mkdir()
+    (photos / "bird" / "notes.md").write_text("none yet")
+    assert pack(photos, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "2 classes: cat 4, mouse 4" in told
+    assert f"2 class folder without images; first {photos / 'bird'}" in told
+    assert skipped(tmp_path / "out")["dog"] == "class folder without images"
+    assert pack(photos, tmp_path / "bare", "--labels", "none") == 0
+    assert set(skipped(tmp_path / "bare")) == {"notes.md"}
+    for name in ("ham", "spam", "unsure"):
+        (tmp_path / "mails" / name).mkdir(parents=True)
+    for name in ("ham", "spam"):
+        (tmp_path / "mails" / name / "1.txt").write_text(f"{name}!")
+    assert run_cli(lambda: main(["pack", "text", str(tmp_path / "mails"), str(tmp_path / "texts")])) == 0
+    assert skipped(tmp_path / "texts") == {"unsure": "class folder without texts"}

@@ -5,6 +5,7 @@ import pickle
 import pytest
 from small_data import png, write_tokens
 
+from data_tools.commands.verify import verify
 from data_tools.dataset.damage import DamagedSampleError, IncompleteSampleError
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
@@ -106,3 +107,36 @@ def test_errors_of_samples_pass_between_processes():
         again = pickle.loads(pickle.dumps(error))
         assert (str(again), vars(again)) == (str(error), vars(error))
     assert "caf\\udce9" in str(DamagedSampleError("a.tar", "caf\udce9", "cut"))
+
+
+def write_some(folder, samples, without):
+    """Pictures with labels; ``without``: the number of a sample → the member that it lacks."""
+    writer = ShardWriter(folder, max_samples=50)
+    for number in range(samples):
+        members = {"png": png(number), "cls": b"1"}
+        members.pop(without.get(number), None)
+        writer.write(f"{number:04d}", members)
+    finish_dataset(writer)
+    return open_dataset(folder)
+
+
+def test_verify_marks_a_sample_that_lacks_what_all_others_have(tmp_path):
+    dataset = write_some(tmp_path / "shards", 300, {70: "png", 299: "cls"})
+    before = dataset.fingerprint
+    manifest, bad = verify(dataset, processes=1)
+    assert bad == [
+        ("000001.tar", "0070", "incomplete: has no image, as all others have"),
+        ("000005.tar", "0299", "incomplete: has no label, as all others have"),
+    ]
+    marked = open_dataset(tmp_path / "shards")
+    assert marked.marked.tolist() == [70, 299] and marked.fingerprint == before
+    taken = [sample["__key__"] for sample in marked]
+    assert len(taken) == 298 and "0070" not in taken
+    manifest, _ = verify(open_dataset(tmp_path / "shards"), processes=1, exclude=tmp_path / "next")
+    assert manifest.counts.sum() == 298
+
+
+def test_verify_leaves_data_of_which_some_have_no_label(tmp_path):
+    dataset = write_some(tmp_path / "shards", 300, dict.fromkeys(range(0, 300, 20), "cls"))
+    manifest, bad = verify(dataset, processes=1)
+    assert bad == [] and manifest.marks is None

@@ -6,8 +6,9 @@ import webdataset as wds
 from small_data import write_images
 
 from data_tools.__main__ import main
-from data_tools.dataset.foreign_indexes import import_wids
+from data_tools.dataset.foreign_indexes import export_dali, export_energon, import_wids
 from data_tools.dataset.open import open_dataset
+from data_tools.dataset.selection import write_selection
 from data_tools.errors import UserError
 
 
@@ -53,3 +54,13 @@ def test_dali_index_points_at_the_payloads(folder):
         for extension, offset, size, name in zip(*(words[i::4] for i in range(4)), strict=True):
             assert data[int(offset) : int(offset) + int(size)] == sample[extension]
             assert name == f"{sample['__key__']}.{extension}"
+
+
+@pytest.mark.parametrize("export", [export_energon, export_dali])
+def test_no_index_of_a_selection_is_written_beside_the_shards_of_all(folder, tmp_path, export):
+    """It would say that what lies between two chosen samples belongs to the first."""
+    write_selection(open_dataset(folder), np.array([0, 2, 5]), tmp_path / "chosen")
+    before = set(folder.iterdir())
+    with pytest.raises(UserError, match=r"its shards lie elsewhere, such as .*000000\.tar"):
+        export(open_dataset(tmp_path / "chosen"))
+    assert set(folder.iterdir()) == before

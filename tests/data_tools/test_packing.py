@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import write_tokens
+from small_data import best_fit_rows, cut_rows, write_tokens
 
 from data_tools.dataset.open import open_dataset
-from data_tools.order.packing import best_fit_rows, cut_rows
 from data_tools.stream.packed import PackedStream
 from data_tools.stream.samples import Stream
 
@@ -16,7 +15,6 @@ document_lengths = st.lists(st.integers(0, 70), min_size=1, max_size=80).filter(
 
 PLANS = {
     "best fit": lambda n, row: best_fit_rows(n, row, window=16),
-    "best fit, whole": lambda n, row: best_fit_rows(n, row, window=16, whole=True),
     "cut": cut_rows,
 }
 
@@ -71,13 +69,6 @@ def test_state_of_the_union_paragraphs_fill_rows_of_1024_tokens():
     tokenizer = train_tokenizer(texts[:1000], 2048)
     lengths = np.array([len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(texts)])
     assert best_fit_rows(lengths, 1024).efficiency >= 0.99
-
-
-def test_whole_documents_stay_whole():
-    lengths = np.random.default_rng(0).integers(1, 300, 2000)
-    plan = best_fit_rows(lengths, 1024, whole=True)
-    assert (np.bincount(plan.document) == 1).all()
-    assert plan.efficiency > 0.97
 
 
 @pytest.mark.parametrize("with_length, method", [(True, "best_fit"), (False, "cut")])

@@ -7,10 +7,10 @@ import threading
 
 import numpy as np
 import pytest
+from small_data import best_fit_rows, cut_rows
 
 from data_tools.errors import UserError
 from data_tools.order import packing
-from data_tools.order.packing import best_fit_rows, cut_rows
 from data_tools.stream import packing_table
 from data_tools.stream.packing_table import find_row_plan
 

@@ -9,6 +9,7 @@ from store_server import store_server
 
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
+from data_tools.storage import segments
 from data_tools.storage.cache_folder import (
     JOB_VARIABLES,
     SCRATCH_VARIABLES,
@@ -16,7 +17,7 @@ from data_tools.storage.cache_folder import (
     make_shared_folder,
     share,
 )
-from data_tools.storage.segments import FetchOptions
+from data_tools.storage.segments import FetchOptions, SegmentCache
 
 OTHER = 65534
 """A user without rights."""
@@ -132,3 +133,15 @@ def run_as(user, work):
     os.waitpid(child, 0)
     with os.fdopen(reader) as pipe:
         return pipe.read()
+
+
+def test_what_a_killed_process_fetched_by_half_does_not_stay_for_ever(tmp_path, monkeypatch):
+    def names_after_a_start():
+        SegmentCache(tmp_path, str, FetchOptions())
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    for name in ("00000000-00000000-8", ".00000000-00000008-8.17-140", ".00000001-whole.17-140"):
+        (tmp_path / name).write_bytes(b"half")
+    assert len(names_after_a_start()) == 4, "somebody may be at it"
+    monkeypatch.setattr(segments, "LEFTOVER", -1)
+    assert names_after_a_start() == [".locks", "00000000-00000000-8"]

@@ -50,7 +50,7 @@ def test_a_state_of_before_keeps_its_windows_and_says_what_is_left_out(streams, 
     loader = Loader(mixture, lambda s, r: {"n": s["json"]["number"]}, global_batch_size=10)
     with caplog.at_level(logging.WARNING):
         loader.load_state_dict({"position": 40, **before})
-    assert "b: its share rounds to none in windows of 1000" in caplog.text
+    assert caplog.text.count("b: its share rounds to none in windows of 1000") == 1
     sources, _ = mixture.order.locate(np.arange(20_000))
     assert not sources.any() and loader.state_dict() == {"position": 40, **before}
     loader.set_weights({"a": 0.999, "b": 0.001})

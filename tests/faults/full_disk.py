@@ -12,7 +12,7 @@ from tests.processes import environment
 
 FULL = re.compile(
     r"no space left on (?P<device>\S+) \((?P<mount>\S+)\)"
-    r"(?:, (?P<needed>[\d.,]+) MB needed)?, (?P<free>[\d.,]+) MB free"
+    r"(?:, (?P<needed>[\d.,]+ (?:bytes|[kMGT]B)) needed)?, (?P<free>[\d.,]+ (?:bytes|[kMGT]B)) free"
 )
 
 

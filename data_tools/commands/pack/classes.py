@@ -87,6 +87,15 @@ def skip_strays(strays: Iterable[Path]) -> list[Skipped]:
     return [Skipped(str(path), "beside the class folders: has no class") for path in strays]
 
 
+def skip_bare_folders(labelled: Labelled, folders: Iterable[Path], asked: Path, kind: str) -> list[Skipped]:
+    """What is listed of folders that stand among the class folders of ``asked`` and have nothing to read below."""
+    if not labelled.classes:
+        return []
+    used = {path.relative_to(asked).parts[0] for path in labelled.files}
+    bare = [path for path in folders if path.parent == asked and path.name not in used]
+    return [Skipped(str(path), f"class folder without {kind}") for path in bare]
+
+
 def number_classes(found: Iterable[str], source: Path | None, place: Path) -> dict[str, int]:
     """Class name → number: those found, by alphabet; or those of ``source``, see `read_class_names`.
 

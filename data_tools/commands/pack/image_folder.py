@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.commands.pack.classes import label_files, skip_strays
+from data_tools.commands.pack.classes import label_files, skip_bare_folders, skip_strays
 from data_tools.commands.pack.engine import Packed, Skipped, Source, stamp
 from data_tools.commands.pack.pages import split_pages
 from data_tools.decode.image import count_pages, is_cut_to_bytes
@@ -48,7 +48,7 @@ def plan(
         {path: path.relative_to(folder) for path in files}, folder, labels, classes, "images"
     )
     files = labelled.files
-    skipped += skip_strays(labelled.strays)
+    skipped += skip_strays(labelled.strays) + skip_bare_folders(labelled, walk.folders, folder, "images")
     keys = _unique_keys([path.relative_to(folder) for path in files])
     jobs: list[list[Any]] = [[]]
     room = shard_bytes

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_tools.commands.pack.classes import label_files, skip_strays
+from data_tools.commands.pack.classes import label_files, skip_bare_folders, skip_strays
 from data_tools.commands.pack.encodings import LONGEST_DOCUMENT, find_mark, find_wide
 from data_tools.commands.pack.engine import Skipped
 from data_tools.decode.options import DecodeError
@@ -59,6 +59,7 @@ def find_text_files(
         UserError: one is missing, a folder has nothing to read, or it cannot be said which folders are classes.
     """
     found: dict[Path, None] = {}  # each once
+    folders: list[Path] = []
     skipped: list[Skipped] = []
     for path in inputs:
         if path.is_dir():
@@ -66,6 +67,7 @@ def find_text_files(
             chosen = {file: file.name.lower().endswith(suffixes) for file in walk.files}
             if not any(chosen.values()):
                 raise UserError(f"{path}: holds no {', '.join(suffixes)} files")
+            folders += walk.folders
             found |= dict.fromkeys(file for file, is_text in chosen.items() if is_text)
             skipped += [Skipped(str(place), reason) for place, reason in walk.passed_over]
             skipped += [_not_read(file) for file, is_text in chosen.items() if not is_text]
@@ -80,7 +82,10 @@ def find_text_files(
         TextFile(path, number, names[path].as_posix(), label, _size_of(path))
         for number, (path, label) in enumerate(zip(labelled.files, labelled.labels, strict=True))
     ]
-    return TextFiles(files, labelled.classes, skipped + skip_strays(labelled.strays))
+    skipped += skip_strays(labelled.strays)
+    if len(inputs) == 1:  # else its own folders are no classes
+        skipped += skip_bare_folders(labelled, folders, inputs[0], "texts")
+    return TextFiles(files, labelled.classes, skipped)
 
 
 def _not_read(path: Path) -> Skipped:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from data_tools.dataset.open import open_dataset
+from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
+from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 from pretrain.config.load import load_config
-from pretrain.config.sections import TrainConfig
+from pretrain.config.sections import ProbeConfig, TrainConfig
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
@@ -41,8 +43,46 @@ def test_features_and_labels_stand_in_the_order_of_the_data_set():
     assert features.shape == (5, 16)
     torch.testing.assert_close(features[1], second[0], atol=1e-5, rtol=1e-5)
     assert number_classes(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
-    with pytest.raises(UserError, match="has no field 'party'"):
-        embed(dataset, objective, engine, "party")
+    told = (
+        r"^probe.test=shards: sample '\S+': has no field 'party'; it has: image, label; name .* probe.label"
+    )
+    with pytest.raises(UserError, match=told):
+        embed(dataset, objective, engine, "party", "probe.test=shards")
+
+
+def write_digits(folder, labels):
+    """Embedded digits with other labels; those whose label is None are left out."""
+    dataset, writer = open_dataset("sample:digits", DecodeOptions(raw=True)), ShardWriter(folder)
+    for i, label in enumerate(labels):
+        if label is not None:
+            writer.write(f"{i:06d}", {"png": bytes(dataset[i]["png"]), "cls": str(label).encode()})
+    finish_dataset(writer)
+    return str(folder)
+
+
+def test_samples_without_a_label_count_in_no_probe(tmp_path, caplog):
+    config, _ = load_config("mae_digits", [*SMALL])
+    objective = build_objective(config, first_of(open_sources(config.data)))
+    engine = DDPEngine(TrainConfig(), World())
+    engine.prepare(objective, lambda _name, roles: build_optimizer(roles, config.optimizer))
+    digits = open_dataset("sample:digits")
+    numbers = [digits[i]["label"] if i % 3 else -1 for i in range(60)]
+    found = []
+    for folder, labels in (
+        ("some", numbers),
+        ("labelled", [None if number < 0 else number for number in numbers]),
+    ):
+        place = write_digits(tmp_path / folder, labels)
+        probe = OnlineProbe(ProbeConfig(every=1, train=place, test=place))
+        with engine.evaluating(objective):
+            found.append([probe.measure(objective, engine) for _ in range(2)])
+    assert found[0] == found[1]
+    told = [record.getMessage() for record in caplog.records if "no label" in record.getMessage()]
+    places = [f"probe.{part}={tmp_path / 'some'}" for part in ("train", "test")]
+    assert told == [f"{place}: 20 of 60 samples have no label and are left out" for place in places]
+    none = write_digits(tmp_path / "none", [-1] * 3)
+    with engine.evaluating(objective), pytest.raises(UserError, match="none of its 3 samples has a label"):
+        OnlineProbe(ProbeConfig(every=1, train=none, test=none)).measure(objective, engine)
 
 
 def test_classifiers_compute_in_fp32_whatever_the_encoder_computes_in():
