@@ -122,6 +122,12 @@ class ImageEncoder(Encoder):
     modality = "image"
     pipeline = "image-feature-extraction"
     card_notes = NOTES
+    token_grid: tuple[int, int]
+    """Rows and columns of the last tokens that `forward` returns; others (a class token) come before them."""
+    mask_token_size: int = 0
+    """Numbers in what stands for a hidden place: a colour (C), or a token of the width of embedded patches. 0: its
+    `forward` hides nothing. Others take `mask` (B, h, w), see `hiding.py`, and `mask_token` (mask_token_size,), or None
+    for places that have the mean colour."""
 
     def __init__(self, config: Any, dataset: Dataset | None) -> None:
         super().__init__(config, dataset)
@@ -134,6 +140,11 @@ class ImageEncoder(Encoder):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.image_mean: Tensor
         self.image_std: Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of a `view`, in pixels."""
+        return (self.config.image_size,) * 2
 
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
         """{"image": (C, S, S)}: resized to the encoder's size, short side first, then the centre."""

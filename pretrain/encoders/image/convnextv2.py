@@ -18,6 +18,7 @@ from transformers import ConvNextV2Config, ConvNextV2Model
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
 from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
+from pretrain.encoders.image.hiding import hide_pixels
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class ConvNextV2Encoder(ImageEncoder):
         hf = build_hf_config(ConvNextV2Config, config, self.derived, {}, values)
         self.model = build_hf_model(ConvNextV2Model, hf)
         self.dim = config.hidden_sizes[-1]
+        self.token_grid = (self.grid, self.grid)
+        self.mask_token_size = config.num_channels
         self.model.apply(variance_preserving)
         # The norm behind transformers' own pooling is not on the way to the tokens, so nothing would ever train it.
         self.model.layernorm.requires_grad_(False)
@@ -74,9 +77,18 @@ class ConvNextV2Encoder(ImageEncoder):
     def num_patches(self) -> int:
         return self.grid**2
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map."""
-        x = self.model.embeddings(self.pixels(batch["image"]))
+    def forward(
+        self,
+        batch: dict[str, Any],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map.
+
+        Places that `mask` hides have the colour `mask_token`, see `ImageEncoder.mask_token_size`.
+        """
+        x = self.model.embeddings(hide_pixels(self.pixels(batch["image"]), mask, mask_token))
         x = self.model.encoder(x).last_hidden_state  # (B, D, h, w)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 

@@ -13,6 +13,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
+from pretrain.encoders.image.hiding import hide_pixels
 from pretrain.encoders.image.vit import xavier_uniform
 
 if TYPE_CHECKING:
@@ -45,10 +46,19 @@ class MLPEncoder(ImageEncoder):
         self.model.apply(xavier_uniform)
         self.dim = config.hidden_sizes[-1]
         self.num_patches = 1
+        self.token_grid = (1, 1)
+        self.mask_token_size = config.num_channels
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """`image` (B, C, H, W), bytes or floats in [0, 1] → (B, 1, D)."""
-        return self.model(self.pixels(batch["image"]).flatten(1)).unsqueeze(1)
+    def forward(
+        self,
+        batch: dict[str, Any],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → (B, 1, D); hidden places have the colour `mask_token`."""
+        pixels = hide_pixels(self.pixels(batch["image"]), mask, mask_token)
+        return self.model(pixels.flatten(1)).unsqueeze(1)
 
     def blocks(self) -> list[nn.Module]:
         return [layer for layer in self.model.children() if isinstance(layer, nn.Linear)]

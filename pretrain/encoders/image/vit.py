@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTModel
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
 from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
+from pretrain.encoders.image.hiding import hide_pixels, hide_tokens
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.ops.patches import patchify
@@ -57,7 +58,8 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
         self.model = build_hf_model(ViTModel, hf_config(config))
         self.dim = config.hidden_size
         self.patch = (config.patch_size, config.patch_size)
-        self.grid = (config.image_size // config.patch_size,) * 2
+        self.grid = self.token_grid = (config.image_size // config.patch_size,) * 2
+        self.mask_token_size = self.dim
         self.channels = config.num_channels
         self.initialize()
 
@@ -77,21 +79,33 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
             embeddings.position_embeddings.data[0, 1:] = table
             embeddings.position_embeddings.requires_grad_(False)
 
-    def forward(self, batch: dict[str, Any], ids_keep: Tensor | None = None, **hidden: Any) -> Tensor:
+    def forward(
+        self,
+        batch: dict[str, Any],
+        ids_keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
         """Tokens of the class token and of the patches in `ids_keep`.
 
         Args:
             batch: `image` (B, C, H, W), bytes or floats in [0, 1], of any size that patches fill.
             ids_keep: (B, K) indices of the patches to see; None sees all N.
+            mask, mask_token: what is hidden but keeps its place, see `ImageEncoder.mask_token_size`.
         Returns:
             (B, 1 + K, D), the class token first, the patches in the order of `ids_keep`.
         """
         embeddings = self.model.embeddings
         pixels = self.values(batch)  # (B, C, H, W)
-        positions = interpolate_positions(
-            embeddings.position_embeddings[0, 1:], self.grid, self.grid_of(pixels)
-        )
-        x = patch_tokens(self.model, pixels) + positions  # (B, N, D)
+        rows, columns = self.grid_of(pixels)
+        positions = interpolate_positions(embeddings.position_embeddings[0, 1:], self.grid, (rows, columns))
+        if mask_token is None:
+            pixels = hide_pixels(pixels, mask)
+        x = patch_tokens(self.model, pixels)  # (B, N, D)
+        if mask_token is not None:
+            x = hide_tokens(x, mask, mask_token, (rows, columns))
+        x = x + positions
         if ids_keep is not None:
             x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))  # (B, K, D)
         cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
