@@ -5,6 +5,8 @@ from __future__ import annotations
 from pretrain.config.registry import find_class
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
+from pretrain.encoders.image.dinov2 import DINOv2Encoder, DINOv2WithRegistersEncoder
+from pretrain.encoders.image.dinov3_vit import DINOv3ViTEncoder
 from pretrain.encoders.image.mlp import MLPEncoder
 from pretrain.encoders.image.vit import ViTEncoder
 from pretrain.encoders.text.bert import BertEncoder
@@ -14,6 +16,9 @@ from pretrain.encoders.text.modernbert import ModernBertEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "vit": ViTEncoder,
+    "dinov2": DINOv2Encoder,
+    "dinov2_with_registers": DINOv2WithRegistersEncoder,
+    "dinov3_vit": DINOv3ViTEncoder,
     "convnextv2": ConvNextV2Encoder,
     "mlp": MLPEncoder,
     "bert": BertEncoder,

@@ -57,7 +57,7 @@ class Autoencoder(Objective):
         )
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S)}, and with noise the corrupted one as "image" and the clean one as "target"."""
+        """{"image": (C, H, W)}, and with noise the corrupted one as "image" and the clean one as "target"."""
         view = self.view(sample)
         if not self.config.noise:
             return view
@@ -66,7 +66,7 @@ class Autoencoder(Objective):
         return {"image": clean + noise, "target": clean}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        target = to_unit_range(batch["target" if "target" in batch else "image"])  # (B, C, S, S)
+        target = to_unit_range(batch["target" if "target" in batch else "image"])  # (B, C, H, W)
         drawing = self.draw(batch).float()
         if self.config.loss == "bce":
             error = F.binary_cross_entropy_with_logits(drawing, target, reduction="none")
@@ -75,11 +75,11 @@ class Autoencoder(Objective):
         return Loss(error.flatten(1).mean(1).sum())
 
     def draw(self, batch: Batch) -> Tensor:
-        """What the decoder makes of the latent vectors: (B, C, S, S); logits where the loss is `bce`."""
+        """What the decoder makes of the latent vectors: (B, C, H, W); logits where the loss is `bce`."""
         return self.roles["decoder"](self.roles["bottleneck"](self.roles["encoder"](batch)))
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """Images as the autoencoder gives them back: (B, C, S, S) in [0, 1]."""
+        """Images as the autoencoder gives them back: (B, C, H, W) in [0, 1]."""
         drawing = self.draw(batch).float()
         return drawing.sigmoid() if self.config.loss == "bce" else drawing.clamp(0, 1)
 

@@ -24,6 +24,7 @@ from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import ConvolutionalDecoder
 from pretrain.objectives.token_projection import TokenProjection
 from pretrain.ops.ema import update_ema
+from pretrain.ops.sizes import ImageSize
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class GAN(Objective):
         ]
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "latent": (2, Z)}: a forgery's latent vector for each player's turn."""
+        """{"image": (C, H, W), "latent": (2, Z)}: a forgery's latent vector for each player's turn."""
         return {
             **self.view(sample),
             "latent": rng.standard_normal((2, self.config.latent_size), dtype=np.float32),
@@ -103,7 +104,7 @@ class GAN(Objective):
         return Loss(gradient.pow(2).sum() * (self.config.r1_gamma / 2 * self.config.r1_every))
 
     def score_realness(self, image: Tensor) -> Tensor:
-        """Images (B, C, S, S) in [0, 1] → logits (B,), positive where they look real."""
+        """Images (B, C, H, W) in [0, 1] → logits (B,), positive where they look real."""
         return self.roles["head"](self.roles["encoder"]({"image": image})).squeeze(1).float()
 
     def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
@@ -114,7 +115,7 @@ class GAN(Objective):
 
     def picture(self, batch: Batch) -> ImageGrid:
         """Real images above forgeries of the averaged generator."""
-        forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, S, S)
+        forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, H, W)
         rows = forged.chunk(2)
         return ImageGrid({"real": to_unit_range(batch["image"]), "forged": rows[0], "forged too": rows[1]})
 
@@ -122,12 +123,12 @@ class GAN(Objective):
 class Generator(nn.Module):
     """Latent vector → image in [0, 1]."""
 
-    def __init__(self, config: GANConfig, channels: int, image_size: int) -> None:
+    def __init__(self, config: GANConfig, channels: int, image_size: ImageSize) -> None:
         super().__init__()
         self.decoder = ConvolutionalDecoder(config.latent_size, channels, image_size, config.generator_width)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """(B, Z) → (B, C, S, S)."""
+        """(B, Z) → (B, C, H, W)."""
         return self.decoder(latent).float().sigmoid()
 
 

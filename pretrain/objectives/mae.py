@@ -14,7 +14,8 @@ from data_tools.errors import UserError
 from pretrain.augment.image import Interpolation, center_view, random_resized_crop
 from pretrain.config.schema import Range
 from pretrain.encoders.image.base import ImageEncoder
-from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
+from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config
+from pretrain.encoders.image.vit_like import xavier_uniform
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.positions import interpolate_positions, sincos_positions
@@ -73,7 +74,7 @@ class MAE(Objective):
         return {**view, "order": rng.permutation(self.encoder.num_patches)}
 
     def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S)}: a crop, where samples are images; others as the encoder views them."""
+        """{"image": (C, H, W)}: a crop, where samples are images; others as the encoder views them."""
         if not isinstance(self.encoder, ImageEncoder):
             return self.view(sample)
         size = self.encoder.config.image_size

@@ -18,6 +18,7 @@ from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import pooler_option
 from pretrain.encoders.image.card import NOTES, image_code
 from pretrain.encoders.image.processor import open_image_processor
+from pretrain.ops.sizes import ImageSize, rows_and_columns
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def scale_values(image: np.ndarray, place: str, value_range: tuple[float, float]
 class ImageEncoderConfig(PretrainedConfig):
     """What families of images have; the scale of pixels is ImageNet's unless set."""
 
-    image_size: PositiveInt = 224
+    image_size: ImageSize = 224
+    """Of a square view; [rows, columns] of another."""
     num_channels: PositiveInt = 3
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
@@ -144,13 +146,16 @@ class ImageEncoder(Encoder):
     @property
     def sizes(self) -> tuple[int, int]:
         """Rows and columns of a `view`, in pixels."""
-        return (self.config.image_size,) * 2
+        return rows_and_columns(self.config.image_size)
 
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """{"image": (C, S, S)}: resized to the encoder's size, short side first, then the centre."""
+        """{"image": (C, H, W)}: resized to the encoder's size, short side first, then the centre.
+
+        One that is not square has all of the image, whatever its aspect.
+        """
         from pretrain.augment.image import center_view
 
-        return {"image": center_view(self.image_of(sample), self.config.image_size)}
+        return {"image": center_view(self.image_of(sample), self.sizes)}
 
     def image_of(self, sample: dict[str, Any]) -> np.ndarray:
         """A sample's image (H, W, num_channels), see `image_to_array`; an encoder of your own may lack its settings."""

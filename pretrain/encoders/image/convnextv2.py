@@ -52,13 +52,15 @@ class ConvNextV2Encoder(ImageEncoder):
                 f"encoder.depths={list(config.depths)}: needs one number for each of encoder.hidden_sizes="
                 f"{list(config.hidden_sizes)}"
             )
-        self.grid = config.image_size // config.patch_size
+        rows, columns = (side // config.patch_size for side in self.sizes)
         for _ in config.depths[1:]:
-            self.grid //= 2
-        if self.grid < 1:
+            rows, columns = rows // 2, columns // 2
+        if min(rows, columns) < 1:
             raise UserError(
                 f"encoder.image_size={config.image_size}: too small for {len(config.depths)} stages"
             )
+        self.token_grid = (rows, columns)
+        self.num_patches = rows * columns
         values = {
             "num_stages": len(config.depths),
             "hidden_sizes": list(config.hidden_sizes),
@@ -67,15 +69,10 @@ class ConvNextV2Encoder(ImageEncoder):
         hf = build_hf_config(ConvNextV2Config, config, self.derived, {}, values)
         self.model = build_hf_model(ConvNextV2Model, hf)
         self.dim = config.hidden_sizes[-1]
-        self.token_grid = (self.grid, self.grid)
         self.mask_token_size = config.num_channels
         self.model.apply(variance_preserving)
         # The norm behind transformers' own pooling is not on the way to the tokens, so nothing would ever train it.
         self.model.layernorm.requires_grad_(False)
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid**2
 
     def forward(
         self,

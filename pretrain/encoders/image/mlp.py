@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
 from pretrain.encoders.image.hiding import hide_pixels
-from pretrain.encoders.image.vit import xavier_uniform
+from pretrain.encoders.image.vit_like import xavier_uniform
+from pretrain.ops.sizes import ImageSize
 
 if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MLPEncoderConfig:
     name: str = "mlp"
-    image_size: PositiveInt = 28
+    image_size: ImageSize = 28
     num_channels: PositiveInt = 1
     hidden_sizes: tuple[PositiveInt, ...] = (512, 256)
     """Widths of the layers; the last is the width of the representation."""
@@ -40,7 +42,7 @@ class MLPEncoder(ImageEncoder):
 
     def __init__(self, config: MLPEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
-        sizes = (config.num_channels * config.image_size**2, *config.hidden_sizes)
+        sizes = (config.num_channels * prod(self.sizes), *config.hidden_sizes)
         layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.GELU())]
         self.model = nn.Sequential(*layers)
         self.model.apply(xavier_uniform)
