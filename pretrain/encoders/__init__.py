@@ -8,6 +8,7 @@ from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
 from pretrain.encoders.image.dinov2 import DINOv2Encoder, DINOv2WithRegistersEncoder
 from pretrain.encoders.image.dinov3_vit import DINOv3ViTEncoder
 from pretrain.encoders.image.mlp import MLPEncoder
+from pretrain.encoders.image.swin import SwinEncoder, SwinV2Encoder
 from pretrain.encoders.image.vit import ViTEncoder
 from pretrain.encoders.text.bert import BertEncoder
 from pretrain.encoders.text.gpt2 import GPT2Encoder
@@ -19,6 +20,8 @@ ENCODERS: dict[str, type[Encoder]] = {
     "dinov2": DINOv2Encoder,
     "dinov2_with_registers": DINOv2WithRegistersEncoder,
     "dinov3_vit": DINOv3ViTEncoder,
+    "swin": SwinEncoder,
+    "swinv2": SwinV2Encoder,
     "convnextv2": ConvNextV2Encoder,
     "mlp": MLPEncoder,
     "bert": BertEncoder,
