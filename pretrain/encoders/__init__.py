@@ -8,6 +8,7 @@ from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
 from pretrain.encoders.image.dinov2 import DINOv2Encoder, DINOv2WithRegistersEncoder
 from pretrain.encoders.image.dinov3_vit import DINOv3ViTEncoder
 from pretrain.encoders.image.mlp import MLPEncoder
+from pretrain.encoders.image.resnet import ResNetEncoder
 from pretrain.encoders.image.swin import SwinEncoder, SwinV2Encoder
 from pretrain.encoders.image.vit import ViTEncoder
 from pretrain.encoders.text.bert import BertEncoder
@@ -22,6 +23,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "dinov3_vit": DINOv3ViTEncoder,
     "swin": SwinEncoder,
     "swinv2": SwinV2Encoder,
+    "resnet": ResNetEncoder,
     "convnextv2": ConvNextV2Encoder,
     "mlp": MLPEncoder,
     "bert": BertEncoder,
