@@ -22,7 +22,8 @@ def center_view(image: np.ndarray, size: ImageSize, interpolation: Interpolation
     The box is where `ViTImageProcessor` resizes and crops whole pixels to, so that a release sees what training saw.
     A view that is not square has all of the image, whatever its aspect, as that processor has it too.
     """
-    return resized_crop(image, center_box(*image.shape[:2], size), size, interpolation)
+    height, width = image.shape[:2]
+    return resized_crop(image, center_box(height, width, size), size, interpolation)
 
 
 def center_box(height: int, width: int, size: ImageSize) -> Box:
@@ -47,8 +48,8 @@ def random_resized_crop(
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """A crop of random area (a fraction in `scale`) and aspect (in `ratio`), resized: (H, W, C) → (C, *size)."""
-    box = random_box(*image.shape[:2], rng, size, scale, ratio)
-    return resized_crop(image, box, size, interpolation)
+    height, width = image.shape[:2]
+    return resized_crop(image, random_box(height, width, rng, size, scale, ratio), size, interpolation)
 
 
 def random_box(

@@ -5,8 +5,9 @@ With noise it is the denoising autoencoder (Vincent et al. 2008): the corrupted 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import DECODERS
@@ -42,14 +42,12 @@ class Autoencoder(Objective):
     """Mean over pixels of the error between an image and its reconstruction, averaged over images."""
 
     Config = AutoencoderConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "an autoencoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: AutoencoderConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: an autoencoder needs an encoder of images"
-            )
         sizes = encoder.config
         self.roles["bottleneck"] = TokenProjection(encoder, config.latent_size)
         self.roles["decoder"] = DECODERS[config.decoder](

@@ -7,8 +7,9 @@ those features are what is probed and released (DCGAN, Radford et al. 2015, arXi
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,16 +52,19 @@ class GAN(Objective):
     """Two players, two optimizers: the discriminator's phase, its gradient penalty, the generator's phase."""
 
     Config = GANConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "a GAN's discriminator needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: GANConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a GAN's discriminator needs an encoder of images"
-            )
         if not 0 <= config.ema_decay < 1:
             raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
+        if encoder.couples_samples and config.r1_gamma:
+            raise UserError(
+                f"objective.r1_gamma={config.r1_gamma}: asks for the gradient of each image by itself, and batch norm "
+                "mixes them; set objective.r1_gamma=0, or encoder.norm=frozen"
+            )
         sizes = encoder.config
         self.roles["head"] = TokenProjection(encoder, 1)
         generator = Generator(config, sizes.num_channels, sizes.image_size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,14 +49,12 @@ class MAE(Objective):
     """Mean over masked patches of the squared error to the patch's normalised values, on any grid of patches."""
 
     Config = MAEConfig
+    needs: ClassVar[Mapping[str, str]] = {"dropped": "MAE drops patches"}
+    alternatives = ("simmim", "autoencoder")
     encoder: PatchEncoder
 
     def __init__(self, config: MAEConfig, encoder: PatchEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, PatchEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: MAE drops patches, so it needs encoder.name=vit"
-            )
         if not 0 < config.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")
         if self.count_visible(encoder.num_patches) < 1:

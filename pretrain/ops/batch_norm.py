@@ -1,4 +1,4 @@
-"""Batch norm over what all ranks have, exactly: torch's own needs CUDA for that, and normalises each rank apart without."""
+"""Batch norm over what all ranks have, exactly; torch's own `SyncBatchNorm` does that on CUDA alone."""
 
 from __future__ import annotations
 

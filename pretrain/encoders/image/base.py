@@ -16,7 +16,7 @@ from data_tools.decode.pixels import ALPHA, Colour, lay_on, opaque
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import pooler_option
-from pretrain.encoders.image.card import NOTES, image_code
+from pretrain.encoders.image.card import MODES, NOTES, image_code
 from pretrain.encoders.image.processor import open_image_processor
 from pretrain.ops.sizes import ImageSize, rows_and_columns
 from pretrain.tracking.pictures import ImageGrid
@@ -122,6 +122,7 @@ class ImageEncoder(Encoder):
     """An encoder of images: resizes, and normalises on the device what travels as bytes."""
 
     modality = "image"
+    gives = frozenset({"images"})
     pipeline = "image-feature-extraction"
     card_notes = NOTES
     token_grid: tuple[int, int]
@@ -189,7 +190,8 @@ class ImageEncoder(Encoder):
         raise TypeError(f"{type(self).__name__} must define pooling_code()")
 
     def card_code(self) -> str:
-        return image_code(self.pooling_code(), self.config.num_channels, pooler_option(type(self.model)))
+        options = pooler_option(type(self.model))
+        return image_code(self.pooling_code(), self.config.num_channels, self.sizes, options)
 
     def plain_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"pixel_values": self.pixels(batch["image"])}
@@ -197,10 +199,13 @@ class ImageEncoder(Encoder):
     def check_processor(self, folder: Path, samples: list[dict[str, Any]]) -> None:
         """Pixels from `AutoImageProcessor` must be those that training saw, up to one grey level where it resizes.
 
-        Deeper or converted pictures are prepared by their users; the model card says how.
+        Pictures that are deeper or converted, or have more channels than Pillow knows, are prepared by their users; the
+        model card says how.
         """
         images = [sample["image"] for sample in samples]
-        if any(i.dtype != np.uint8 or i.shape[2] != self.config.num_channels for i in images):
+        if self.config.num_channels not in MODES or any(
+            i.dtype != np.uint8 or i.shape[2] != self.config.num_channels for i in images
+        ):
             return
         stock = open_image_processor(folder)(images, return_tensors="pt", input_data_format="channels_last")[
             "pixel_values"

@@ -7,9 +7,10 @@ many processes share the global batch.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class ConvNextV2Encoder(ImageEncoder):
 
     Config = ConvNextV2EncoderConfig
     HFConfig = ConvNextV2Config
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a convolution needs all its neighbours"}
     derived = ("num_stages", "stage_names", "out_features", "out_indices")
     model_types = ("convnextv2",)
     model: ConvNextV2Model

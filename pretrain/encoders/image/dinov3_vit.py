@@ -1,4 +1,4 @@
-"""DINOv3's ViT (Siméoni et al. 2025, arXiv:2508.10104) on `transformers.DINOv3ViTModel`: registers, rotary positions."""
+"""DINOv3's ViT (Siméoni et al. 2025, arXiv:2508.10104) on `transformers.DINOv3ViTModel` with registers and RoPE."""
 
 from __future__ import annotations
 

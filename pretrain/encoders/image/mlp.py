@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class MLPEncoder(ImageEncoder):
     """All pixels → one token."""
 
     Config = MLPEncoderConfig
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a perceptron takes all pixels"}
 
     def __init__(self, config: MLPEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)

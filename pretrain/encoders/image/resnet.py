@@ -6,9 +6,10 @@ together, so that a micro-batch is the same on any number of them; see `ResNetEn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ class ResNetEncoderConfig(ImageEncoderConfig):
     """Layers of each stage; every stage but the first halves the resolution."""
     layer_type: Literal["basic", "bottleneck"] = "bottleneck"
     norm: Literal["batch", "frozen"] = "batch"
-    """`batch`: in training, statistics of the micro-batch over all ranks; `frozen`: the running statistics as they came,
-    for weights that were pretrained. Both use the running ones outside of training, and are the same in a release."""
+    """`batch`: in training, statistics of the micro-batch over all ranks; `frozen`: the running ones as they came, for
+    weights that were pretrained. Both use the running ones outside of training, and a release is the same."""
 
 
 class ResNetEncoder(ImageEncoder):
@@ -46,6 +47,8 @@ class ResNetEncoder(ImageEncoder):
 
     Config = ResNetEncoderConfig
     HFConfig = ResNetConfig
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a convolution needs all its neighbours"}
     derived = ("stage_names", "out_features", "out_indices")
     model_types = ("resnet",)
     model: ResNetModel
@@ -62,6 +65,7 @@ class ResNetEncoder(ImageEncoder):
         )
         self.model = build_hf_model(ResNetModel, hf)
         sync_batch_norms(self.model, frozen=config.norm == "frozen")
+        self.couples_samples = config.norm == "batch"
         self.dim = config.hidden_sizes[-1]
         self.mask_token_size = config.num_channels
         rows, columns = self.sizes
@@ -69,11 +73,6 @@ class ResNetEncoder(ImageEncoder):
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         self.token_grid = (rows, columns)
         self.num_patches = rows * columns
-
-    @property
-    def couples_samples(self) -> bool:
-        """Whether what a sample gives in training depends on the others of its micro-batch."""
-        return self.config.norm == "batch"
 
     def forward(
         self,

@@ -6,6 +6,7 @@ Windows need all their places, so no patch can be dropped (MAE); hidden ones get
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -49,6 +50,8 @@ class SwinEncoder(ImageEncoder):
     Config: ClassVar[type] = SwinEncoderConfig
     HFConfig: ClassVar[Any] = SwinConfig
     HFModel: ClassVar[Any] = SwinModel
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "its windows need all their places"}
     derived = ("hidden_size", "num_layers", "stage_names", "out_features", "out_indices")
     model_types: ClassVar[tuple[str, ...]] = ("swin",)
     attention: ClassVar[str] = "sdpa"
@@ -65,7 +68,7 @@ class SwinEncoder(ImageEncoder):
         )
         self.dim = config.embed_dim * 2 ** (len(config.depths) - 1)
         self.mask_token_size = config.embed_dim
-        self.grid = self.grid_of(self.sizes)
+        self.grid = self.position_grid = self.grid_of(self.sizes)
         self.check_windows(self.grid)
         self.token_grid = self.grids_of_stages(self.grid)[-1]
         self.num_patches = prod(self.token_grid)

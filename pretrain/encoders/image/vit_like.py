@@ -39,6 +39,8 @@ class ViTLike(ImageEncoder, PatchEncoder):
     A family defines `projection`, `lead_tokens`, `run_blocks`, and `add_positions` where blocks do not see to them.
     """
 
+    gives = frozenset({"images", "dropped", "masked"})
+
     def __init__(self, config: Any, dataset: Dataset | None) -> None:
         super().__init__(config, dataset)
         if any(side % config.patch_size for side in self.sizes):
@@ -48,6 +50,8 @@ class ViTLike(ImageEncoder, PatchEncoder):
         self.patch = (config.patch_size, config.patch_size)
         rows, columns = self.sizes
         self.grid = self.token_grid = (rows // config.patch_size, columns // config.patch_size)
+        self.position_grid = self.grid
+        """Of learned positions; those of other grids are interpolated."""
         self.channels = config.num_channels
         self.dim = self.mask_token_size = config.hidden_size
 
