@@ -81,7 +81,7 @@ def find_grids(encoder: Encoder, folder: Path) -> tuple[Grid, Grid] | None:
     wanted = getattr(encoder, "position_grid", None)
     if wanted is None:
         return None
-    own = type(encoder.model).config_class.from_dict(read_model_config(folder))
+    own = type(encoder).HFConfig.from_dict(read_model_config(folder))
     rows, columns = rows_and_columns(own.image_size)
     height, width = rows_and_columns(own.patch_size)
     return (rows // height, columns // width), wanted

@@ -168,7 +168,8 @@ OTHER = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.3, "atten
          "n_positions": 256, "image_size": 56, "patch_size": 14, "num_channels": 3, "hidden_size": 32, "n_embd": 32,
          "num_hidden_layers": 1, "n_layer": 1, "intermediate_size": 32, "n_inner": 32, "vocab_size": 4100,
          "hidden_sizes": [8, 32], "depths": [1, 2], "mlp_ratio": 2, "num_register_tokens": 3, "embed_dim": 16,
-         "num_heads": [2, 2], "window_size": 1, "drop_path_rate": 0.3, "embedding_size": 4, "layer_type": "bottleneck"}  # fmt: skip
+         "num_heads": [2, 2], "window_size": 1, "drop_path_rate": 0.3, "embedding_size": 4,
+         "layer_type": "bottleneck"}  # fmt: skip
 ELSEWHERE = {"rope_theta": 77.0, "global_attn_every_n_layers": 2}
 
 

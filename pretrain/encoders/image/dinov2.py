@@ -48,6 +48,7 @@ class DINOv2Encoder(ViTLike):
     antialias: ClassVar[bool] = False
     """Whether `transformers` smooths positions that are interpolated to a smaller grid."""
     lead = 1
+    model: Any
 
     def __init__(self, config: Any, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)

@@ -81,10 +81,11 @@ def image_size(values: dict[str, Any]) -> dict[str, Any]:
         size = values.get(key)
         if isinstance(size, int):
             return {"image_size": size}
-        rows = (size or {}).get("height") or (size or {}).get("shortest_edge")
-        columns = (size or {}).get("width") or rows
+        size = size or {}
+        rows = int(size.get("height") or size.get("shortest_edge") or 0)
+        columns = int(size.get("width") or rows)
         if rows:
-            return {"image_size": int(rows) if rows == columns else (int(rows), int(columns))}
+            return {"image_size": rows if rows == columns else (rows, columns)}
     return {}
 
 

@@ -51,7 +51,7 @@ class ResNetEncoder(ImageEncoder):
     lacks: ClassVar[Mapping[str, str]] = {"dropped": "a convolution needs all its neighbours"}
     derived = ("stage_names", "out_features", "out_indices")
     model_types = ("resnet",)
-    model: ResNetModel
+    model: Any
 
     def __init__(self, config: ResNetEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)

@@ -58,6 +58,7 @@ class SwinEncoder(ImageEncoder):
     """What `transformers` computes it with by default."""
     fits_windows: ClassVar[bool] = False
     """Whether a window becomes smaller where a stage's feature map is smaller than it."""
+    model: Any
 
     def __init__(self, config: Any, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
