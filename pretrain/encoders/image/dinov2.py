@@ -126,11 +126,10 @@ class DINOv2WithRegistersEncoder(DINOv2Encoder):
     model_types = ("dinov2_with_registers",)
     antialias = True
 
-    def initialize(self) -> None:
-        super().initialize()
-        registers = self.model.embeddings.register_tokens
-        self.lead = 1 + registers.shape[1]
-        registers.requires_grad_(registers.numel() > 0)
+    def __init__(self, config: DINOv2WithRegistersEncoderConfig, dataset: Dataset | None = None) -> None:
+        super().__init__(config, dataset)
+        self.lead = 1 + config.num_register_tokens
+        self.model.embeddings.register_tokens.requires_grad_(self.lead > 1)
 
     def lead_tokens(self) -> Tensor:
         return torch.cat([super().lead_tokens(), self.model.embeddings.register_tokens], dim=1)
