@@ -11,6 +11,8 @@ GAN = ["gan_digits", *CONVNEXT, "objective.generator_width=8"]
 MAE = ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decoder_num_hidden_layers=1",
        "objective.decoder_num_attention_heads=2"]  # fmt: skip
 CLM = ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"]
+DIGITS = "image_size: 28, num_channels: 1, image_mean: [0.1307], image_std: [0.3081]"
+PATCHES = f"{DIGITS}, patch_size: 7, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2"
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
 CASES: dict[str, list[str]] = {
     "mae": MAE,
@@ -22,13 +24,22 @@ CASES: dict[str, list[str]] = {
     "autoencoder": ["autoencoder_digits", *CONVNEXT, "objective.latent_size=8", "objective.decoder_width=8"],
     "autoencoder_mlp": ["autoencoder_mlp_digits", "encoder.hidden_sizes=[32, 16]", "objective.latent_size=8",
                         "objective.decoder_width=16"],
+    "dinov2": [*MAE, f"encoder={{name: dinov2_with_registers, {PATCHES}, position_size: 56}}"],
+    "dinov3": [*MAE, f"encoder={{name: dinov3_vit, {PATCHES}}}"],
+    "swin": ["attribute_digits", f"encoder={{name: swin, {DIGITS}, patch_size: 7, embed_dim: 8, depths: [2, 1],"
+             " num_heads: [1, 2], window_size: 2}"],
+    "resnet": ["attribute_digits", f"encoder={{name: resnet, {DIGITS}, embedding_size: 8, hidden_sizes: [8, 16],"
+               " depths: [1, 1], layer_type: basic}"],
     "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
     "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
     "gan_without_r1": [*GAN, "objective.r1_gamma=0"],
     "hard_without_penalty": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
-LEARNERS = ("mae", "mlm", "clm", "gan", "attribute", "autoencoder", "autoencoder_mlp")
+LEARNERS = ("mae", "mlm", "clm", "gan", "attribute", "autoencoder", "autoencoder_mlp", "dinov2", "dinov3", "swin",
+            "resnet")  # fmt: skip
 """What a user trains: every objective, and every kind of encoder."""
 WITHOUT_PENALTY = {"gan": "gan_without_r1", "hard": "hard_without_penalty"}
 """The same without the phases that differentiate twice, which ZeRO-3 and 16 bits under DeepSpeed refuse."""
+COUPLED = ("resnet",)
+"""What a sample gives depends on the others of its micro-batch, so only the same micro-batches give the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +42,10 @@ class Encoder(nn.Module):
     """The family's configuration in `transformers`."""
     derived: ClassVar[tuple[str, ...]] = ()
     """Names in it that follow from settings with other names."""
+    gives: ClassVar[frozenset[str]] = frozenset()
+    """What objectives may need of it: `pretrain/objectives/pairs.py`."""
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """Why it does not give something, for an error."""
     modality: ClassVar[str]
     pipeline: ClassVar[str] = "feature-extraction"
     """What its model card calls its use, in the Hugging Face hub's words."""
@@ -48,6 +53,8 @@ class Encoder(nn.Module):
     """What its model card says of using it, beside the code."""
     model_types: ClassVar[tuple[str, ...]] = ()
     """The `model_type` of the `transformers` folders that this family opens."""
+    couples_samples: bool = False
+    """Whether what a sample gives in training depends on the others of its micro-batch (batch norm)."""
     dim: int
     """Width D of the tokens."""
     model: nn.Module

@@ -23,6 +23,7 @@ class PatchEncoder(Encoder):
     those it was built for, with positions interpolated to their grid (`ops.positions.interpolate_positions`).
     """
 
+    gives = frozenset({"dropped"})
     patch: tuple[int, ...]
     """The size of a patch along each axis."""
     grid: tuple[int, ...]

@@ -22,6 +22,7 @@ from pretrain.engine.averages import Average
 from pretrain.engine.config import DistributedConfig
 from pretrain.engine.saving import Files, count_bytes, new_key, own_share, save_state, without_advice
 from pretrain.objectives.base import Batch, Loss, Metric, Objective, Phase, by_name
+from pretrain.ops.batch_norm import SyncedBatchNorm2d
 from pretrain.ops.world import World
 
 __all__ = ["BuildOptimizer", "Engine", "Trainee", "World", "trainees"]
@@ -158,9 +159,13 @@ class Engine(ABC):
             dist.distributed_c10d._set_pg_timeout(limit, group)
 
     def take_objective(self, objective: Objective) -> None:
-        """The objective that is trained from here on; it learns which ranks there are."""
+        """The objective that is trained from here on; it learns which ranks there are, and so do its batch norms."""
         self.objective = objective
         objective.world = self.world
+        for role in objective.roles.values():
+            for module in role.modules():
+                if isinstance(module, SyncedBatchNorm2d):
+                    module.world = self.world
 
     def train_only(self, phase: Phase) -> None:
         """Let only the phase's roles collect gradients: the others merely pass them on."""

@@ -41,6 +41,12 @@ class Attribute(Objective):
             check(name, spec, encoder.modality)
         self.specs = config.attributes
         self.rotates = any(spec.derive == "rotation" for spec in self.specs.values())
+        rows, columns = getattr(encoder, "sizes", (0, 0))
+        if self.rotates and rows != columns:
+            raise UserError(
+                f"encoder.image_size=[{rows}, {columns}]: an image that is not square fits no more once it is turned; "
+                "make it square, or leave out the attribute that derives rotation"
+            )
         self.answers = find_answers(self.specs, dataset)
         self.roles["heads"] = Heads(encoder.dim, {name: self.answers[name].outputs for name in self.specs})
 

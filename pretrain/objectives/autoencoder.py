@@ -5,8 +5,9 @@ With noise it is the denoising autoencoder (Vincent et al. 2008): the corrupted 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import DECODERS
@@ -42,14 +42,12 @@ class Autoencoder(Objective):
     """Mean over pixels of the error between an image and its reconstruction, averaged over images."""
 
     Config = AutoencoderConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "an autoencoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: AutoencoderConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: an autoencoder needs an encoder of images"
-            )
         sizes = encoder.config
         self.roles["bottleneck"] = TokenProjection(encoder, config.latent_size)
         self.roles["decoder"] = DECODERS[config.decoder](
@@ -57,7 +55,7 @@ class Autoencoder(Objective):
         )
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S)}, and with noise the corrupted one as "image" and the clean one as "target"."""
+        """{"image": (C, H, W)}, and with noise the corrupted one as "image" and the clean one as "target"."""
         view = self.view(sample)
         if not self.config.noise:
             return view
@@ -66,7 +64,7 @@ class Autoencoder(Objective):
         return {"image": clean + noise, "target": clean}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        target = to_unit_range(batch["target" if "target" in batch else "image"])  # (B, C, S, S)
+        target = to_unit_range(batch["target" if "target" in batch else "image"])  # (B, C, H, W)
         drawing = self.draw(batch).float()
         if self.config.loss == "bce":
             error = F.binary_cross_entropy_with_logits(drawing, target, reduction="none")
@@ -75,11 +73,11 @@ class Autoencoder(Objective):
         return Loss(error.flatten(1).mean(1).sum())
 
     def draw(self, batch: Batch) -> Tensor:
-        """What the decoder makes of the latent vectors: (B, C, S, S); logits where the loss is `bce`."""
+        """What the decoder makes of the latent vectors: (B, C, H, W); logits where the loss is `bce`."""
         return self.roles["decoder"](self.roles["bottleneck"](self.roles["encoder"](batch)))
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """Images as the autoencoder gives them back: (B, C, S, S) in [0, 1]."""
+        """Images as the autoencoder gives them back: (B, C, H, W) in [0, 1]."""
         drawing = self.draw(batch).float()
         return drawing.sigmoid() if self.config.loss == "bce" else drawing.clamp(0, 1)
 

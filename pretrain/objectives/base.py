@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretrain.objectives.pairs import check_pair
 from pretrain.ops.world import World
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Objective:
     Config: ClassVar[type]
     is_likelihood: ClassVar[bool] = False
     """Whether the loss is a mean of −log p in nats, so that its exponential is a perplexity."""
+    needs: ClassVar[Mapping[str, str]] = {}
+    """What its encoder must give (`objectives/pairs.py`), each with the reason that an error tells."""
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Objectives that are like this one, for an encoder that does not give it; the nearest first."""
     roles: dict[str, nn.Module]
     product: ClassVar[str] = "encoder"
     """The role that is probed, released and fine-tuned: the encoder, its averaged teacher, another encoder."""
@@ -87,6 +92,7 @@ class Objective:
     """Those of roles that have shapes but no memory yet: an engine fills its shards with them."""
 
     def __init__(self, config: Any, encoder: Encoder, dataset: Dataset) -> None:
+        check_pair(self, encoder)
         self.config = config
         self.encoder = encoder
         self.dataset = dataset

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_tools.errors import UserError
 from pretrain.encoders.text.base import CausalTextEncoder
 from pretrain.encoders.text.tokenizer import bytes_of_tokens
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
@@ -37,14 +37,12 @@ class CLM(Objective):
 
     Config = CLMConfig
     is_likelihood = True
+    needs: ClassVar[Mapping[str, str]] = {"causal": "sees what CLM must guess"}
+    alternatives = ("mlm",)
     encoder: CausalTextEncoder
 
     def __init__(self, config: CLMConfig, encoder: CausalTextEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, CausalTextEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: sees what CLM must guess; use encoder.name=gpt2 or llama"
-            )
         if not config.tie_embeddings:
             head = OutputLayer(encoder.dim, encoder.vocab_size, bias=False)
             nn.init.normal_(head.weight, std=encoder.config.initializer_range)

@@ -7,8 +7,9 @@ those features are what is probed and released (DCGAN, Radford et al. 2015, arXi
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.image_decoders import ConvolutionalDecoder
 from pretrain.objectives.token_projection import TokenProjection
 from pretrain.ops.ema import update_ema
+from pretrain.ops.sizes import ImageSize
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -50,16 +52,19 @@ class GAN(Objective):
     """Two players, two optimizers: the discriminator's phase, its gradient penalty, the generator's phase."""
 
     Config = GANConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "a GAN's discriminator needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: GANConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a GAN's discriminator needs an encoder of images"
-            )
         if not 0 <= config.ema_decay < 1:
             raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
+        if encoder.couples_samples and config.r1_gamma:
+            raise UserError(
+                f"objective.r1_gamma={config.r1_gamma}: asks for the gradient of each image by itself, and batch norm "
+                "mixes them; set objective.r1_gamma=0, or encoder.norm=frozen"
+            )
         sizes = encoder.config
         self.roles["head"] = TokenProjection(encoder, 1)
         generator = Generator(config, sizes.num_channels, sizes.image_size)
@@ -76,7 +81,7 @@ class GAN(Objective):
         ]
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "latent": (2, Z)}: a forgery's latent vector for each player's turn."""
+        """{"image": (C, H, W), "latent": (2, Z)}: a forgery's latent vector for each player's turn."""
         return {
             **self.view(sample),
             "latent": rng.standard_normal((2, self.config.latent_size), dtype=np.float32),
@@ -103,7 +108,7 @@ class GAN(Objective):
         return Loss(gradient.pow(2).sum() * (self.config.r1_gamma / 2 * self.config.r1_every))
 
     def score_realness(self, image: Tensor) -> Tensor:
-        """Images (B, C, S, S) in [0, 1] → logits (B,), positive where they look real."""
+        """Images (B, C, H, W) in [0, 1] → logits (B,), positive where they look real."""
         return self.roles["head"](self.roles["encoder"]({"image": image})).squeeze(1).float()
 
     def after_step(self, phase: Phase, step: int, skipped: Tensor) -> None:
@@ -114,7 +119,7 @@ class GAN(Objective):
 
     def picture(self, batch: Batch) -> ImageGrid:
         """Real images above forgeries of the averaged generator."""
-        forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, S, S)
+        forged = self.roles["generator_ema"](batch["latent"].flatten(0, 1))  # (2B, C, H, W)
         rows = forged.chunk(2)
         return ImageGrid({"real": to_unit_range(batch["image"]), "forged": rows[0], "forged too": rows[1]})
 
@@ -122,12 +127,12 @@ class GAN(Objective):
 class Generator(nn.Module):
     """Latent vector → image in [0, 1]."""
 
-    def __init__(self, config: GANConfig, channels: int, image_size: int) -> None:
+    def __init__(self, config: GANConfig, channels: int, image_size: ImageSize) -> None:
         super().__init__()
         self.decoder = ConvolutionalDecoder(config.latent_size, channels, image_size, config.generator_width)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """(B, Z) → (B, C, S, S)."""
+        """(B, Z) → (B, C, H, W)."""
         return self.decoder(latent).float().sigmoid()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from data_tools.errors import UserError
 from pretrain.augment.image import Interpolation, center_view, random_resized_crop
 from pretrain.config.schema import Range
 from pretrain.encoders.image.base import ImageEncoder
-from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
+from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config
+from pretrain.encoders.image.vit_like import xavier_uniform
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.ops.positions import interpolate_positions, sincos_positions
@@ -47,14 +49,12 @@ class MAE(Objective):
     """Mean over masked patches of the squared error to the patch's normalised values, on any grid of patches."""
 
     Config = MAEConfig
+    needs: ClassVar[Mapping[str, str]] = {"dropped": "MAE drops patches"}
+    alternatives = ("simmim", "autoencoder")
     encoder: PatchEncoder
 
     def __init__(self, config: MAEConfig, encoder: PatchEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, PatchEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: MAE drops patches, so it needs encoder.name=vit"
-            )
         if not 0 < config.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")
         if self.count_visible(encoder.num_patches) < 1:
@@ -73,7 +73,7 @@ class MAE(Objective):
         return {**view, "order": rng.permutation(self.encoder.num_patches)}
 
     def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S)}: a crop, where samples are images; others as the encoder views them."""
+        """{"image": (C, H, W)}: a crop, where samples are images; others as the encoder views them."""
         if not isinstance(self.encoder, ImageEncoder):
             return self.view(sample)
         size = self.encoder.config.image_size

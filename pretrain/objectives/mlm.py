@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class MLM(Objective):
 
     Config = MLMConfig
     is_likelihood = True
+    needs: ClassVar[Mapping[str, str]] = {"bidirectional": "MLM guesses from both sides"}
+    alternatives = ("clm",)
     encoder: BidirectionalTextEncoder
 
     def __init__(self, config: MLMConfig, encoder: BidirectionalTextEncoder, dataset: Dataset) -> None:
@@ -140,10 +143,6 @@ def append(parts: list[tuple[list[int], str]], token: int, kind: str) -> None:
 
 def check(config: MLMConfig, encoder: Any) -> None:
     """Raise a `UserError` for settings that cannot work."""
-    if not isinstance(encoder, BidirectionalTextEncoder):
-        raise UserError(
-            f"encoder.name={encoder.config.name!r}: MLM guesses from both sides; use encoder.name=bert or modernbert"
-        )
     if getattr(encoder.tokenizer, "mask_token_id", None) is None:
         raise UserError(
             f"{encoder.tokenizer_folder or encoder.dataset_folder}: MLM needs a tokenizer with a mask token beside the "

@@ -33,10 +33,34 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (N, dim)
 
 
-def interpolate_positions(table: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
-    """Positions (N, D) of a grid for another one with as many axes; the table itself where the grids are the same."""
+def interpolate_positions(
+    table: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], antialias: bool = False
+) -> Tensor:
+    """Positions (N, D) of a grid for another one with as many axes; the table itself where the grids are the same.
+
+    Args:
+        antialias: smooth what becomes smaller; on two axes only.
+    """
     if grid == wanted:
         return table
     x = table.float().reshape(1, *grid, -1).movedim(-1, 1)  # (1, D, *grid)
-    x = F.interpolate(x, size=wanted, mode=INTERPOLATION[len(grid)], align_corners=False)
+    x = F.interpolate(x, size=wanted, mode=INTERPOLATION[len(grid)], align_corners=False, antialias=antialias)
     return x.movedim(1, -1).reshape(-1, table.shape[-1]).to(table.dtype)
+
+
+def rotary_angles(grid: tuple[int, int], frequencies: Tensor) -> Tensor:
+    """By how much the patches of a grid are rotated (Heo et al. 2024, arXiv:2403.13298, as DINOv3 has it), (N, 4·F).
+
+    The centres of patches lie between −1 and 1 on both axes, whatever size the grid has. A head's first half holds F
+    pairs' first numbers for the rows and F for the columns, its second half their partners.
+
+    Args:
+        frequencies: (F,), in turns by half an image.
+    """
+    axes = [
+        2 * torch.arange(0.5, size, device=frequencies.device, dtype=frequencies.dtype) / size - 1
+        for size in grid
+    ]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
+    angles = 2 * torch.pi * places.unsqueeze(2) * frequencies  # (N, 2, F)
+    return angles.flatten(1).tile(2)  # (N, 4·F)

@@ -107,7 +107,16 @@ def trained_parameters(roles: dict[str, nn.Module], layer_decay: float | None) -
 
 def is_token(name: str) -> bool:
     """Learned tokens and positions have two or more dimensions but are no matrices."""
-    return name.endswith(("cls_token", "mask_token", "position_embeddings"))
+    return name.endswith(
+        (
+            "cls_token",
+            "mask_token",
+            "register_tokens",
+            "position_embeddings",
+            "relative_position_bias_table",
+            "logit_scale",
+        )
+    )
 
 
 def hidden_weights(role: nn.Module) -> set[int]:

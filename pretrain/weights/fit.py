@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,22 +10,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_tools.errors import UserError
+from pretrain.ops.positions import interpolate_positions
 
-MAY_DIFFER = ("image_size", "num_channels", "max_position_embeddings", "n_positions")
+Grid = tuple[int, int]
+MAY_DIFFER = ("image_size", "position_size", "num_channels", "max_position_embeddings", "n_positions")
 """Settings whose tensors are fitted where they are other than a folder's."""
 
 
-def fit_tensor(name: str, tensor: Tensor, shape: torch.Size, folder: Path) -> tuple[Tensor, str | None]:
+def fit_tensor(
+    name: str, tensor: Tensor, shape: torch.Size, folder: Path, grids: tuple[Grid, Grid] | None = None
+) -> tuple[Tensor, str | None]:
     """A tensor in another shape, in fp32, and how it was fitted (None: the shapes are the same, and it is untouched).
 
+    Args:
+        grids: of images' positions, those of the folder and those wanted: of another grid with as many places, too.
     Raises:
         UserError: nothing is known that would fit it.
     """
-    if tensor.shape == shape:
+    moved = grids is not None and grids[0] != grids[1] and "position_embeddings" in name and tensor.ndim == 3
+    if tensor.shape == shape and not moved:
         return tensor, None
     tensor = tensor.float()
-    if "position_embeddings" in name and tensor.ndim == 3 and tensor.shape[2] == shape[2]:
-        return interpolate_grid(tensor, shape[1]), "interpolated over the grid"
+    if grids is not None and moved and tensor.shape[2] == shape[2]:
+        return interpolate_grid(tensor, *grids), "interpolated over the grid"
     if ("position_embeddings" in name or name == "wpe.weight") and tensor.shape[1:] == shape[1:]:
         return interpolate_length(tensor, shape[0]), "interpolated over the length"
     if tensor.ndim == 4 and (tensor.shape[0], *tensor.shape[2:]) == (shape[0], *shape[2:]):
@@ -36,12 +43,11 @@ def fit_tensor(name: str, tensor: Tensor, shape: torch.Size, folder: Path) -> tu
     )
 
 
-def interpolate_grid(positions: Tensor, count: int) -> Tensor:
-    """(1, 1 + n², D) → (1, count, D), the class token's first and as it is (MAE's util/pos_embed.py)."""
-    old, new = math.isqrt(positions.shape[1] - 1), math.isqrt(count - 1)
-    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)  # (1, D, n, n)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+def interpolate_grid(positions: Tensor, grid: Grid, wanted: Grid) -> Tensor:
+    """(1, lead + N, D) of one grid for another; what leads (a class token) as it is (MAE's util/pos_embed.py)."""
+    lead = positions.shape[1] - prod(grid)
+    table = interpolate_positions(positions[0, lead:], grid, wanted)  # (N', D)
+    return torch.cat([positions[:, :lead], table.unsqueeze(0)], dim=1)
 
 
 def interpolate_length(positions: Tensor, count: int) -> Tensor:

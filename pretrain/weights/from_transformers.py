@@ -11,9 +11,10 @@ from pretrain.encoders import encoder_class
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.text.tokenizer import fingerprint_of
 from pretrain.engine.shards import copy_shard
-from pretrain.weights.fit import fit_tensor
+from pretrain.ops.sizes import rows_and_columns
+from pretrain.weights.fit import Grid, fit_tensor
 from pretrain.weights.gaps import LoadingReport, refuse_gaps
-from pretrain.weights.model_folder import ModelFolder, find_tensors, resolve_encoder
+from pretrain.weights.model_folder import ModelFolder, find_tensors, read_model_config, resolve_encoder
 
 HEADS = ("pooler.", "classifier.", "score.", "lm_head.", "cls.", "head.", "decoder.")
 """Parameters of heads that a folder may hold and an encoder does without."""
@@ -65,13 +66,25 @@ def load_pretrained(encoder: Encoder, folder: Path, allowed: tuple[str, ...] = (
         missing=sorted({*not_given, *lacking}),
         unused=sorted({*loading["unexpected_keys"], *vain}),
     )
+    grids = find_grids(encoder, folder)
     for name in (name for name in state if name in stored):
-        tensor, how = fit_tensor(name, stored[name].read(), state[name].shape, folder)
+        tensor, how = fit_tensor(name, stored[name].read(), state[name].shape, folder, grids)
         report.loaded += how is None
         if how:
             report.fitted.append(f"{name} {stored[name].shape} → {tuple(state[name].shape)}, {how}")
         copy_shard(state[name], tensor)
     return report
+
+
+def find_grids(encoder: Encoder, folder: Path) -> tuple[Grid, Grid] | None:
+    """The (rows, columns) of the positions that a folder's images have, and those that the encoder's have, if any."""
+    wanted = getattr(encoder, "position_grid", None)
+    if wanted is None:
+        return None
+    own = type(encoder).HFConfig.from_dict(read_model_config(folder))
+    rows, columns = rows_and_columns(own.image_size)
+    height, width = rows_and_columns(own.patch_size)
+    return (rows // height, columns // width), wanted
 
 
 def refuse_loading_gaps(loading: dict[str, Any], folder: Path, allowed: tuple[str, ...] = ()) -> None:

@@ -44,6 +44,8 @@ class StoredTensor:
     file: Path
     key: str
     shape: tuple[int, ...]
+    is_float: bool = True
+    """Not a counter (of a batch norm)."""
 
     def read(self) -> Tensor:
         """The tensor as it is stored, mapped: what is not looked at takes no memory, and none is kept afterwards."""
@@ -171,7 +173,7 @@ def find_tensors(model_class: Any, folder: Path) -> tuple[dict[str, StoredTensor
         stored = {tensor.key: tensor for file in files for tensor in list_tensors(file)}
         # `transformers` knows the old names and prefixes: it loads stand-ins of one number each, whose storages tell
         # which went where.
-        stand_ins = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in stored.items()}
+        stand_ins = {key: stand_in_for(tensor) for key, tensor in stored.items()}
         model, loading = model_class.from_pretrained(
             None,
             config=model_class.config_class.from_pretrained(folder, local_files_only=True),
@@ -200,7 +202,16 @@ def find_tensors(model_class: Any, folder: Path) -> tuple[dict[str, StoredTensor
 def list_tensors(path: Path) -> list[StoredTensor]:
     """What a safetensors file holds."""
     with safe_open(path, framework="pt") as file:
-        return [StoredTensor(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()]  # noqa: SIM118
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        return [
+            StoredTensor(path, key, tuple(part.get_shape()), "F" in part.get_dtype())
+            for key, part in slices.items()
+        ]
+
+
+def stand_in_for(tensor: StoredTensor) -> Tensor:
+    """One number in a storage of its own that has the tensor's shape, and a type that nobody would convert."""
+    return torch.zeros((), dtype=torch.float32 if tensor.is_float else torch.int64).expand(tensor.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:

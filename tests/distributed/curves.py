@@ -58,7 +58,17 @@ def build_trainer(case: str, overrides: list[str], checkpoints: Path | None = No
 def curve(case: str, overrides: list[str], checkpoints: Path | None = None) -> list[dict[str, float]]:
     trainer = build_trainer(case, overrides, checkpoints)
     trainer.fit()
+    trainer.tracker.rows[-1]["buffers"] = sum_buffers(trainer)
     return trainer.tracker.rows
+
+
+def sum_buffers(trainer: Trainer) -> float:
+    """Of all that training keeps beside weights (a batch norm's statistics), which every rank has."""
+    roles = trainer.objective.roles.values()
+    buffers = [b for role in roles for b in role.buffers() if b.is_floating_point()]
+    total = float(sum(b.double().abs().sum() for b in buffers))
+    assert set(trainer.engine.gather(total)) == {total}, "ranks differ"
+    return total
 
 
 def main(out: str, cases: str, overrides: list[str]) -> None:

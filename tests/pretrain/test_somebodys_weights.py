@@ -20,12 +20,20 @@ from transformers import (
     BertModel,
     ConvNextV2Config,
     ConvNextV2Model,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
     ModernBertModel,
+    ResNetConfig,
+    ResNetModel,
+    SwinConfig,
+    SwinModel,
     ViTConfig,
     ViTModel,
 )
@@ -48,6 +56,7 @@ from pretrain.weights.start import load_starting_weights
 from tests.processes import QUIET
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+WITHOUT_MLP = {name: SMALL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
 TEXT = {"vocab_size": 4096, "initializer_range": 0.2, "max_position_embeddings": 128}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
@@ -58,6 +67,16 @@ MODELS = {
                                 layer_norm_eps=1e-2, initializer_range=0.2)),
     "convnextv2": (ConvNextV2Model, ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_channels=1,
                                                      image_size=28, hidden_act="relu", layer_norm_eps=1e-2)),
+    "dinov2": (Dinov2Model, Dinov2Config(**WITHOUT_MLP, image_size=56, patch_size=7, num_channels=1, hidden_act="relu",
+                                         layer_norm_eps=1e-2, initializer_range=0.2, layerscale_value=0.5)),
+    "dinov3_vit": (DINOv3ViTModel, DINOv3ViTConfig(**SMALL, image_size=28, patch_size=7, num_channels=1,
+                                                   num_register_tokens=2, rope_theta=50.0, layer_norm_eps=1e-2,
+                                                   initializer_range=0.2, pos_embed_rescale=2.0)),
+    "swin": (SwinModel, SwinConfig(image_size=28, patch_size=7, num_channels=1, embed_dim=8, depths=[2, 1],
+                                   num_heads=[1, 2], window_size=2, layer_norm_eps=1e-2, initializer_range=0.2,
+                                   use_absolute_embeddings=True)),
+    "resnet": (ResNetModel, ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
+                                         layer_type="basic", hidden_act="gelu", downsample_in_first_stage=True)),
     "bert": (BertModel, BertConfig(**SMALL, **TEXT, layer_norm_eps=1e-1, hidden_dropout_prob=0.2)),
     "modernbert": (ModernBertModel, ModernBertConfig(
         **{**SMALL, "num_hidden_layers": 3}, **TEXT, norm_eps=1e-2, pad_token_id=0, cls_token_id=1, sep_token_id=2,
@@ -67,7 +86,8 @@ MODELS = {
     "llama": (LlamaModel, LlamaConfig(**SMALL, **TEXT, rms_norm_eps=1e-2, hidden_act="gelu",
                                       rope_parameters=LLAMA3)),
 }  # fmt: skip
-RECIPES = {"vit": "autoencoder_digits", "convnextv2": "autoencoder_digits", "bert": "mlm_sotu",
+IMAGES = ("vit", "convnextv2", "dinov2", "dinov3_vit", "swin", "resnet")
+RECIPES = {**dict.fromkeys(IMAGES, "autoencoder_digits"), "bert": "mlm_sotu",
            "modernbert": "mlm_sotu", "gpt2": "clm_sotu", "llama": "clm_sotu"}  # fmt: skip
 QUICK = ("train.global_batch_size=4", *QUIET, "tracking.log_every=1",
          "checkpoint.every=1", "checkpoint.keep=3", "checkpoint.asynchronous=false",
@@ -88,7 +108,7 @@ def configure(family: str, folder: Path, run_dir: Path, *more: str):
     values = yaml.safe_load(Path(f"pretrain/recipes/{RECIPES[family]}.yaml").read_text()) | {"encoder": {}}
     recipe = run_dir.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(values))
-    length = ["encoder.max_length=32"] if RECIPES[family].endswith("sotu") else []
+    length = ["encoder.image_size=28"] if family in IMAGES else ["encoder.max_length=32"]
     started = [f"encoder.from_pretrained={folder}", f"run_dir={run_dir}", *length, *QUICK, *more]
     return load_config(str(recipe), started)[0]
 
@@ -147,7 +167,9 @@ OTHER = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.3, "atten
          "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 1, "max_position_embeddings": 256,
          "n_positions": 256, "image_size": 56, "patch_size": 14, "num_channels": 3, "hidden_size": 32, "n_embd": 32,
          "num_hidden_layers": 1, "n_layer": 1, "intermediate_size": 32, "n_inner": 32, "vocab_size": 4100,
-         "hidden_sizes": [8, 32], "depths": [1, 2]}  # fmt: skip
+         "hidden_sizes": [8, 32], "depths": [1, 2], "mlp_ratio": 2, "num_register_tokens": 3, "embed_dim": 16,
+         "num_heads": [2, 2], "window_size": 1, "drop_path_rate": 0.3, "embedding_size": 4,
+         "layer_type": "bottleneck"}  # fmt: skip
 ELSEWHERE = {"rope_theta": 77.0, "global_attn_every_n_layers": 2}
 
 
@@ -155,7 +177,8 @@ def setting_cases():
     for family in MODELS:
         known = MODELS[family][1].to_dict()
         for f in fields(encoder_class(family).Config):
-            if f.name in ELSEWHERE or (f.name in known and f.name not in OWN_SETTINGS):
+            free = (*OWN_SETTINGS, *encoder_class(family).derived)
+            if f.name in ELSEWHERE or (f.name in known and f.name not in free):
                 yield family, f.name
 
 
@@ -171,7 +194,8 @@ def test_every_setting_given_beside_a_folder_acts_or_is_refused(folders):
         acted.append(name)
         built = encoder.model.config
         assert plain_setting(built, name) == value, (family, name)
-        if "drop" in name:
+        assert "path" not in name or value in paths_of(encoder.model), (family, name)
+        if "dropout" in name or name.endswith("drop"):
             assert dropouts_of(encoder.model, name) >= {value}, (family, name)
     assert {n for n in OTHER if "drop" in n or "_act" in n} | set(ELSEWHERE) <= set(acted)
 
@@ -190,6 +214,11 @@ def dropouts_of(model, name):
     numbers = [getattr(m, attribute) for m in model.modules() for attribute in ("attention_dropout", "attn_dropout")
                if isinstance(getattr(m, attribute, None), float)]  # fmt: skip
     return {*modules, *numbers}
+
+
+def paths_of(model):
+    """The rates at which a model leaves out blocks."""
+    return {m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")}
 
 
 def continued(folder, **own):

@@ -87,7 +87,7 @@ def test_positions_are_interpolated_and_channels_summed(vit):
 
 def test_the_same_grid_is_the_same_positions():
     positions = torch.randn(1, 17, 8)
-    torch.testing.assert_close(interpolate_grid(positions, 17), positions)
+    torch.testing.assert_close(interpolate_grid(positions, (4, 4), (4, 4)), positions)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])

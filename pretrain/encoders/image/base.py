@@ -16,8 +16,9 @@ from data_tools.decode.pixels import ALPHA, Colour, lay_on, opaque
 from data_tools.errors import UserError
 from pretrain.encoders.base import Encoder, PretrainedConfig, field
 from pretrain.encoders.hf_model import pooler_option
-from pretrain.encoders.image.card import NOTES, image_code
+from pretrain.encoders.image.card import MODES, NOTES, image_code
 from pretrain.encoders.image.processor import open_image_processor
+from pretrain.ops.sizes import ImageSize, rows_and_columns
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def scale_values(image: np.ndarray, place: str, value_range: tuple[float, float]
 class ImageEncoderConfig(PretrainedConfig):
     """What families of images have; the scale of pixels is ImageNet's unless set."""
 
-    image_size: PositiveInt = 224
+    image_size: ImageSize = 224
+    """Of a square view; [rows, columns] of another."""
     num_channels: PositiveInt = 3
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
@@ -120,8 +122,15 @@ class ImageEncoder(Encoder):
     """An encoder of images: resizes, and normalises on the device what travels as bytes."""
 
     modality = "image"
+    gives = frozenset({"images"})
     pipeline = "image-feature-extraction"
     card_notes = NOTES
+    token_grid: tuple[int, int]
+    """Rows and columns of the last tokens that `forward` returns; others (a class token) come before them."""
+    mask_token_size: int = 0
+    """Numbers in what stands for a hidden place: a colour (C), or a token of the width of embedded patches. 0: its
+    `forward` hides nothing. Others take `mask` (B, h, w), see `hiding.py`, and `mask_token` (mask_token_size,), or None
+    for places that have the mean colour."""
 
     def __init__(self, config: Any, dataset: Dataset | None) -> None:
         super().__init__(config, dataset)
@@ -135,11 +144,19 @@ class ImageEncoder(Encoder):
         self.image_mean: Tensor
         self.image_std: Tensor
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of a `view`, in pixels."""
+        return rows_and_columns(self.config.image_size)
+
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """{"image": (C, S, S)}: resized to the encoder's size, short side first, then the centre."""
+        """{"image": (C, H, W)}: resized to the encoder's size, short side first, then the centre.
+
+        One that is not square has all of the image, whatever its aspect.
+        """
         from pretrain.augment.image import center_view
 
-        return {"image": center_view(self.image_of(sample), self.config.image_size)}
+        return {"image": center_view(self.image_of(sample), self.sizes)}
 
     def image_of(self, sample: dict[str, Any]) -> np.ndarray:
         """A sample's image (H, W, num_channels), see `image_to_array`; an encoder of your own may lack its settings."""
@@ -173,7 +190,8 @@ class ImageEncoder(Encoder):
         raise TypeError(f"{type(self).__name__} must define pooling_code()")
 
     def card_code(self) -> str:
-        return image_code(self.pooling_code(), self.config.num_channels, pooler_option(type(self.model)))
+        options = pooler_option(type(self.model))
+        return image_code(self.pooling_code(), self.config.num_channels, self.sizes, options)
 
     def plain_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"pixel_values": self.pixels(batch["image"])}
@@ -181,10 +199,13 @@ class ImageEncoder(Encoder):
     def check_processor(self, folder: Path, samples: list[dict[str, Any]]) -> None:
         """Pixels from `AutoImageProcessor` must be those that training saw, up to one grey level where it resizes.
 
-        Deeper or converted pictures are prepared by their users; the model card says how.
+        Pictures that are deeper or converted, or have more channels than Pillow knows, are prepared by their users; the
+        model card says how.
         """
         images = [sample["image"] for sample in samples]
-        if any(i.dtype != np.uint8 or i.shape[2] != self.config.num_channels for i in images):
+        if self.config.num_channels not in MODES or any(
+            i.dtype != np.uint8 or i.shape[2] != self.config.num_channels for i in images
+        ):
             return
         stock = open_image_processor(folder)(images, return_tensors="pt", input_data_format="channels_last")[
             "pixel_values"

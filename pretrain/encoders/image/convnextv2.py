@@ -7,9 +7,10 @@ many processes share the global batch.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformers import ConvNextV2Config, ConvNextV2Model
 from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
 from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
+from pretrain.encoders.image.hiding import hide_pixels
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class ConvNextV2Encoder(ImageEncoder):
 
     Config = ConvNextV2EncoderConfig
     HFConfig = ConvNextV2Config
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a convolution needs all its neighbours"}
     derived = ("num_stages", "stage_names", "out_features", "out_indices")
     model_types = ("convnextv2",)
     model: ConvNextV2Model
@@ -51,13 +55,15 @@ class ConvNextV2Encoder(ImageEncoder):
                 f"encoder.depths={list(config.depths)}: needs one number for each of encoder.hidden_sizes="
                 f"{list(config.hidden_sizes)}"
             )
-        self.grid = config.image_size // config.patch_size
+        rows, columns = (side // config.patch_size for side in self.sizes)
         for _ in config.depths[1:]:
-            self.grid //= 2
-        if self.grid < 1:
+            rows, columns = rows // 2, columns // 2
+        if min(rows, columns) < 1:
             raise UserError(
                 f"encoder.image_size={config.image_size}: too small for {len(config.depths)} stages"
             )
+        self.token_grid = (rows, columns)
+        self.num_patches = rows * columns
         values = {
             "num_stages": len(config.depths),
             "hidden_sizes": list(config.hidden_sizes),
@@ -66,17 +72,23 @@ class ConvNextV2Encoder(ImageEncoder):
         hf = build_hf_config(ConvNextV2Config, config, self.derived, {}, values)
         self.model = build_hf_model(ConvNextV2Model, hf)
         self.dim = config.hidden_sizes[-1]
+        self.mask_token_size = config.num_channels
         self.model.apply(variance_preserving)
         # The norm behind transformers' own pooling is not on the way to the tokens, so nothing would ever train it.
         self.model.layernorm.requires_grad_(False)
 
-    @property
-    def num_patches(self) -> int:
-        return self.grid**2
+    def forward(
+        self,
+        batch: dict[str, Any],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map.
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map."""
-        x = self.model.embeddings(self.pixels(batch["image"]))
+        Places that `mask` hides have the colour `mask_token`, see `ImageEncoder.mask_token_size`.
+        """
+        x = self.model.embeddings(hide_pixels(self.pixels(batch["image"]), mask, mask_token))
         x = self.model.encoder(x).last_hidden_state  # (B, D, h, w)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
-from pretrain.encoders.image.vit import xavier_uniform
+from pretrain.encoders.image.hiding import hide_pixels
+from pretrain.encoders.image.vit_like import xavier_uniform
+from pretrain.ops.sizes import ImageSize
 
 if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MLPEncoderConfig:
     name: str = "mlp"
-    image_size: PositiveInt = 28
+    image_size: ImageSize = 28
     num_channels: PositiveInt = 1
     hidden_sizes: tuple[PositiveInt, ...] = (512, 256)
     """Widths of the layers; the last is the width of the representation."""
@@ -36,19 +40,30 @@ class MLPEncoder(ImageEncoder):
     """All pixels → one token."""
 
     Config = MLPEncoderConfig
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a perceptron takes all pixels"}
 
     def __init__(self, config: MLPEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
-        sizes = (config.num_channels * config.image_size**2, *config.hidden_sizes)
+        sizes = (config.num_channels * prod(self.sizes), *config.hidden_sizes)
         layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.GELU())]
         self.model = nn.Sequential(*layers)
         self.model.apply(xavier_uniform)
         self.dim = config.hidden_sizes[-1]
         self.num_patches = 1
+        self.token_grid = (1, 1)
+        self.mask_token_size = config.num_channels
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """`image` (B, C, H, W), bytes or floats in [0, 1] → (B, 1, D)."""
-        return self.model(self.pixels(batch["image"]).flatten(1)).unsqueeze(1)
+    def forward(
+        self,
+        batch: dict[str, Any],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → (B, 1, D); hidden places have the colour `mask_token`."""
+        pixels = hide_pixels(self.pixels(batch["image"]), mask, mask_token)
+        return self.model(pixels.flatten(1)).unsqueeze(1)
 
     def blocks(self) -> list[nn.Module]:
         return [layer for layer in self.model.children() if isinstance(layer, nn.Linear)]

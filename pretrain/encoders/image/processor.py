@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
+from pretrain.ops.sizes import rows_and_columns
 
 PROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR = 2
@@ -18,19 +19,21 @@ DEFAULT_MEAN = DEFAULT_STD = 0.5
 def save_image_processor(config: Any, folder: Path) -> None:
     """Write what turns a picture into this encoder's input: size, crop, scale, mean and standard deviation.
 
-    `ViTImageProcessor` does what `ImageEncoder.view` and `pixels` do: short side to the encoder's size, centre,
-    normalise. It opens without torchvision, and takes grey pictures as one channel when nothing is converted to RGB.
+    `ViTImageProcessor` does what `ImageEncoder.view` and `pixels` do: short side to the encoder's size, centre (or, for
+    a size that is not square, all of the picture), normalise. It opens without torchvision, and takes grey pictures as
+    one channel when nothing is converted to RGB.
     """
-    channels, side = config.num_channels, config.image_size
+    channels, (rows, columns) = config.num_channels, rows_and_columns(config.image_size)
     mean, std = (list(v) * (channels if len(v) == 1 else 1) for v in (config.image_mean, config.image_std))
+    whole = {"height": rows, "width": columns}
     values = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": side},
+        "size": {"shortest_edge": rows} if rows == columns else whole,
         "resample": BILINEAR,
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
+        "do_center_crop": rows == columns,
+        "crop_size": whole,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -60,7 +63,7 @@ def open_image_processor(folder: Path) -> Any:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
-    """What a folder says of its input: `image_mean`, `image_std`, and `image_size` where it is a single number.
+    """What a folder says of its input: `image_mean`, `image_std`, and `image_size` where it says that.
 
     A folder without the file gets the values that `transformers` assumes then.
     """
@@ -72,15 +75,17 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
     return {"image_mean": numbers(mean), "image_std": numbers(std)} | image_size(values)
 
 
-def image_size(values: dict[str, Any]) -> dict[str, int]:
-    """{"image_size": side} of the square that the processor delivers, or nothing."""
+def image_size(values: dict[str, Any]) -> dict[str, Any]:
+    """{"image_size": side, or (rows, columns)} of what the processor delivers, or nothing."""
     for key in ("crop_size", "size"):
         size = values.get(key)
         if isinstance(size, int):
             return {"image_size": size}
-        side = (size or {}).get("height") or (size or {}).get("shortest_edge")
-        if side:
-            return {"image_size": int(side)}
+        size = size or {}
+        rows = int(size.get("height") or size.get("shortest_edge") or 0)
+        columns = int(size.get("width") or rows)
+        if rows:
+            return {"image_size": rows if rows == columns else (rows, columns)}
     return {}
 
 

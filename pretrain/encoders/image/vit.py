@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from data_tools.errors import UserError
 from pretrain.encoders.hf_model import build_hf_config, build_hf_model
-from pretrain.encoders.image.base import ImageEncoder, ImageEncoderConfig
 from pretrain.encoders.image.processor import read_image_processor, save_image_processor
-from pretrain.encoders.patches import PatchEncoder
-from pretrain.ops.patches import patchify
+from pretrain.encoders.image.vit_like import ViTLike, ViTLikeConfig, xavier_uniform, xavier_uniform_kernel
 from pretrain.ops.positions import interpolate_positions, sincos_positions
 
 if TYPE_CHECKING:
@@ -24,14 +20,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ViTEncoderConfig(ImageEncoderConfig):
+class ViTEncoderConfig(ViTLikeConfig):
     """Sizes as in `transformers.ViTConfig`; defaults are ViT-B/16."""
 
     name: str = "vit"
-    patch_size: PositiveInt = 16
-    hidden_size: PositiveInt = 768
-    num_hidden_layers: PositiveInt = 12
-    num_attention_heads: PositiveInt = 12
     intermediate_size: PositiveInt | None = None
     """Default 4 × hidden_size."""
     positions: Literal["sincos", "learned"] = "sincos"
@@ -39,8 +31,8 @@ class ViTEncoderConfig(ImageEncoderConfig):
     pooling: Literal["mean", "cls"] = "mean"
 
 
-class ViTEncoder(ImageEncoder, PatchEncoder):
-    """Patches in, tokens out; patches that are hidden are dropped before the first block (MAE's encoder)."""
+class ViTEncoder(ViTLike):
+    """A class token and a table of positions, sine-cosine or learned."""
 
     Config = ViTEncoderConfig
     HFConfig = ViTConfig
@@ -50,26 +42,14 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
 
     def __init__(self, config: ViTEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
-        if config.image_size % config.patch_size:
-            raise UserError(
-                f"encoder.patch_size={config.patch_size}: does not divide encoder.image_size={config.image_size}"
-            )
         self.model = build_hf_model(ViTModel, hf_config(config))
-        self.dim = config.hidden_size
-        self.patch = (config.patch_size, config.patch_size)
-        self.grid = (config.image_size // config.patch_size,) * 2
-        self.channels = config.num_channels
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform matrices, zero biases, sine-cosine positions (models_mae.py of the MAE reference).
-
-        `transformers` draws N(0, .02²) instead, far too small for narrow encoders: they stay at the mean predictor.
-        """
+        """Xavier-uniform matrices, zero biases, sine-cosine positions (models_mae.py of the MAE reference)."""
         self.model.apply(xavier_uniform)
         embeddings = self.model.embeddings
-        projection = embeddings.patch_embeddings.projection.weight
-        nn.init.xavier_uniform_(projection.data.view(projection.shape[0], -1))
+        xavier_uniform_kernel(self.projection.weight)
         nn.init.normal_(embeddings.cls_token, std=0.02)
         if self.config.positions == "sincos":
             table = sincos_positions(self.grid, self.dim)  # (N, D)
@@ -77,41 +57,22 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
             embeddings.position_embeddings.data[0, 1:] = table
             embeddings.position_embeddings.requires_grad_(False)
 
-    def forward(self, batch: dict[str, Any], ids_keep: Tensor | None = None, **hidden: Any) -> Tensor:
-        """Tokens of the class token and of the patches in `ids_keep`.
+    @property
+    def projection(self) -> nn.Conv2d:
+        return self.model.embeddings.patch_embeddings.projection
 
-        Args:
-            batch: `image` (B, C, H, W), bytes or floats in [0, 1], of any size that patches fill.
-            ids_keep: (B, K) indices of the patches to see; None sees all N.
-        Returns:
-            (B, 1 + K, D), the class token first, the patches in the order of `ids_keep`.
-        """
+    def add_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return x + interpolate_positions(self.model.embeddings.position_embeddings[0, 1:], self.grid, grid)
+
+    def lead_tokens(self) -> Tensor:
         embeddings = self.model.embeddings
-        pixels = self.values(batch)  # (B, C, H, W)
-        positions = interpolate_positions(
-            embeddings.position_embeddings[0, 1:], self.grid, self.grid_of(pixels)
-        )
-        x = patch_tokens(self.model, pixels) + positions  # (B, N, D)
-        if ids_keep is not None:
-            x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))  # (B, K, D)
-        cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
-        x = torch.cat([cls.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + K, D)
-        x = embeddings.dropout(x)
+        return embeddings.cls_token + embeddings.position_embeddings[:, :1]
+
+    def run_blocks(self, x: Tensor, grid: tuple[int, int], ids_keep: Tensor | None) -> Tensor:
+        x = self.model.embeddings.dropout(x)
         for layer in self.model.layers:
             x = layer(x)
         return self.model.layernorm(x)
-
-    def values(self, batch: dict[str, Any]) -> Tensor:
-        return self.pixels(batch["image"])
-
-    def pool(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
-        """The mean of the patch tokens, or the class token: (B, 1 + N, D) → (B, D)."""
-        return tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(1)
-
-    def pooling_code(self) -> str:
-        if self.config.pooling == "cls":
-            return "tokens[:, 0]  # the class token"
-        return "tokens[:, 1:].mean(1)  # the mean of the patch tokens; token 0 is the class token"
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)
@@ -129,29 +90,9 @@ class ViTEncoder(ImageEncoder, PatchEncoder):
         save_image_processor(self.config, folder)
 
 
-def patch_tokens(model: ViTModel, pixels: Tensor) -> Tensor:
-    """The patch projection as one matrix product: (B, C, H, W) → (B, N, D).
-
-    The same numbers as the model's strided convolution, several times faster on a CPU.
-    """
-    projection = model.embeddings.patch_embeddings.projection
-    x = patchify(pixels, tuple(projection.kernel_size), channels_last=False)  # (B, N, C·p·p)
-    return nn.functional.linear(x, projection.weight.flatten(1), projection.bias)  # (B, N, D)
-
-
 def hf_config(config: ViTEncoderConfig) -> ViTConfig:
     """Our settings as `transformers` writes them."""
     defaults = {"layer_norm_eps": 1e-6, "attn_implementation": "sdpa"}
     values = {"intermediate_size": config.intermediate_size or 4 * config.hidden_size}
     hf: ViTConfig = build_hf_config(ViTConfig, config, ViTEncoder.derived, defaults, values)
     return hf
-
-
-def xavier_uniform(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for linear layers, identity for layer norms; for `Module.apply`."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()

@@ -242,6 +242,7 @@ class BidirectionalTextEncoder(TextEncoder):
     """Every token sees its whole document."""
 
     causal = False
+    gives = frozenset({"text", "bidirectional"})
 
     def prediction_transform(self) -> nn.Module:
         """What the family puts between the encoder and the tied decoder: (…, D) → (…, D)."""
@@ -256,6 +257,7 @@ class CausalTextEncoder(TextEncoder):
     """
 
     causal = True
+    gives = frozenset({"text", "causal"})
 
     def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
         """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L)."""
