@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretrain.config.registry import find_class
 from pretrain.encoders.base import Encoder
+from pretrain.encoders.image.cnn import CNNEncoder
 from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
 from pretrain.encoders.image.mlp import MLPEncoder
 from pretrain.encoders.image.vit import ViTEncoder
@@ -16,6 +17,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "vit": ViTEncoder,
     "convnextv2": ConvNextV2Encoder,
     "mlp": MLPEncoder,
+    "cnn": CNNEncoder,
     "bert": BertEncoder,
     "modernbert": ModernBertEncoder,
     "gpt2": GPT2Encoder,
