@@ -163,18 +163,19 @@ class VQVAE(Objective):
         self.codebook.move(counts, sums, fresh, weight, self.restart_below, skipped)
 
     def picture(self, batch: Batch) -> ImageGrid:
-        """Reconstructions, each place's code as a grey, what the most chosen draw alone, and each one's use."""
+        """Reconstructions, each place's code as a grey, what codes draw alone (often to rare), each one's use."""
         codes, numbers = self.roles["codebook"](self.latents(batch))
         book = self.codebook
         often, order = book.chosen.sort(descending=True, stable=True)
-        alone = book.codes[order[: len(codes)]].unsqueeze(1).expand(-1, self.side**2, -1)  # (B, N, E)
+        spread = torch.linspace(0, len(order) - 1, len(codes), device=order.device).long()  # the rarest too
+        alone = book.codes[order[spread]].unsqueeze(1).expand(-1, self.side**2, -1)  # (B, N, E)
         grey = numbers.unflatten(1, (1, self.side, self.side)) / max(self.config.codes - 1, 1)
         return ImageGrid(
             {
                 "original": to_unit_range(batch["image"]),
                 "reconstruction": self.draw(codes).clamp(0, 1),
                 "codes": grey,
-                "most chosen": self.draw(alone).clamp(0, 1),
+                "codes alone": self.draw(alone).clamp(0, 1),
                 "codes by use": bar_chart(often).unsqueeze(0),
             }
         )
