@@ -30,6 +30,14 @@ CASES: dict[str, list[str]] = {
              " num_heads: [1, 2], window_size: 2}"],
     "resnet": ["attribute_digits", f"encoder={{name: resnet, {DIGITS}, embedding_size: 8, hidden_sizes: [8, 16],"
                " depths: [1, 1], layer_type: basic}"],
+    "vae": ["vae_digits", *CONVNEXT, "objective.latent_size=8", "objective.decoder_width=8"],
+    "vqvae": ["vqvae_digits", "encoder.hidden_sizes=[16]", "encoder.depths=[1]", "objective.codes=16",
+              "objective.code_size=8", "objective.decoder_width=8", "objective.decoder_residual_blocks=1"],
+    "vqvae_gradient": ["vqvae_digits", "encoder.hidden_sizes=[16]", "encoder.depths=[1]", "objective.codes=16",
+                       "objective.code_size=8", "objective.decoder_width=8", "objective.codebook=gradient"],
+    "bigan": ["bigan_digits", *CONVNEXT, "objective.latent_size=8", "objective.generator_width=8",
+              "objective.discriminator_width=8", "objective.hidden_sizes=[16]", "objective.r1_every=4"],
+    "context_encoder": ["context_encoder_digits", *CONVNEXT, "objective.bottleneck_size=16", "objective.width=8"],
     "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
     "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
     "gan_without_r1": [*GAN, "objective.r1_gamma=0"],
@@ -37,7 +45,8 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
 LEARNERS = ("mae", "mlm", "clm", "gan", "attribute", "autoencoder", "autoencoder_mlp", "dinov2", "dinov3", "swin",
-            "resnet")  # fmt: skip
+            "resnet", "vae", "vqvae", "vqvae_gradient", "bigan",
+            "context_encoder")  # fmt: skip
 """What a user trains: every objective, and every kind of encoder."""
 WITHOUT_PENALTY = {"gan": "gan_without_r1", "hard": "hard_without_penalty"}
 """The same without the phases that differentiate twice, which ZeRO-3 and 16 bits under DeepSpeed refuse."""

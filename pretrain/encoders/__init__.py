@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretrain.config.registry import find_class
 from pretrain.encoders.base import Encoder
+from pretrain.encoders.image.cnn import CNNEncoder
 from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder
 from pretrain.encoders.image.dinov2 import DINOv2Encoder, DINOv2WithRegistersEncoder
 from pretrain.encoders.image.dinov3_vit import DINOv3ViTEncoder
@@ -26,6 +27,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "resnet": ResNetEncoder,
     "convnextv2": ConvNextV2Encoder,
     "mlp": MLPEncoder,
+    "cnn": CNNEncoder,
     "bert": BertEncoder,
     "modernbert": ModernBertEncoder,
     "gpt2": GPT2Encoder,

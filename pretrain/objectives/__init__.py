@@ -6,17 +6,25 @@ from pretrain.config.registry import find_class
 from pretrain.objectives.attribute import Attribute
 from pretrain.objectives.autoencoder import Autoencoder
 from pretrain.objectives.base import Objective
+from pretrain.objectives.bigan import BiGAN
 from pretrain.objectives.clm import CLM
+from pretrain.objectives.context_encoder import ContextEncoder
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
+from pretrain.objectives.vae import VAE
+from pretrain.objectives.vqvae import VQVAE
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     "mlm": MLM,
     "clm": CLM,
     "autoencoder": Autoencoder,
+    "vae": VAE,
+    "vqvae": VQVAE,
     "gan": GAN,
+    "bigan": BiGAN,
+    "context_encoder": ContextEncoder,
     "attribute": Attribute,
 }
 

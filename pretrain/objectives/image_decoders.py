@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
+from pretrain.encoders.image.cnn import GROUPS, ResidualBlock
+from pretrain.encoders.image.mlp import ACTIVATIONS
 from pretrain.ops.sizes import ImageSize, rows_and_columns
-
-GROUPS = 8
-"""Channels are normalised in groups, per sample: batch norm would tie a sample to the others of its rank."""
 
 
 class ConvolutionalDecoder(nn.Module):
@@ -42,22 +42,57 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class PerceptronDecoder(nn.Module):
-    """Two hidden layers and all pixels at once."""
+    """Hidden layers, by default two (`width` and twice that), and all pixels at once."""
 
-    def __init__(self, latent_size: int, channels: int, image_size: ImageSize, width: int) -> None:
+    def __init__(
+        self,
+        latent_size: int,
+        channels: int,
+        image_size: ImageSize,
+        width: int,
+        hidden_sizes: tuple[int, ...] | None = None,
+        hidden_act: str = "gelu",
+    ) -> None:
         super().__init__()
         self.shape = (channels, *rows_and_columns(image_size))
-        self.layers = nn.Sequential(
-            nn.Linear(latent_size, width),
-            nn.GELU(),
-            nn.Linear(width, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, prod(self.shape)),
-        )
+        sizes = (latent_size, *(hidden_sizes or (width, 2 * width)))
+        hidden = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), ACTIVATIONS[hidden_act]())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], prod(self.shape)))
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, Z) → (B, C, H, W), unbounded."""
         return self.layers(latent).unflatten(1, self.shape)
+
+
+class MapDecoder(nn.Module):
+    """A feature map → an image, each side doubled as often as it takes by transposed convolutions."""
+
+    def __init__(
+        self,
+        inputs: int | None,
+        widths: tuple[int, ...],
+        channels: int,
+        residual_blocks: int = 0,
+        norm: bool = False,
+    ) -> None:
+        """
+        Args:
+            inputs: channels of the map, which a 3×3 convolution brings to `widths[0]`; None: it has so many.
+            widths: channels at each resolution below the image's.
+            norm: normalise in groups of channels, per sample, at each of them.
+        """
+        super().__init__()
+        layers: list[nn.Module] = []
+        layers += [] if inputs is None else [nn.Conv2d(inputs, widths[0], kernel_size=3, padding=1)]
+        layers += [ResidualBlock(widths[0]) for _ in range(residual_blocks)]
+        for n, m in pairwise((*widths, channels)):
+            layers += [nn.GroupNorm(GROUPS, n)] if norm else []
+            layers += [nn.ReLU(), nn.ConvTranspose2d(n, m, kernel_size=4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, C, h · 2^n, w · 2^n), unbounded."""
+        return self.layers(features)
 
 
 DECODERS: dict[str, type[nn.Module]] = {"convolutional": ConvolutionalDecoder, "mlp": PerceptronDecoder}

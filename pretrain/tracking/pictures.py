@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -155,6 +156,18 @@ def to_rgb(image: Tensor) -> np.ndarray:
         x = x.mean(0, keepdim=True).expand(3, -1, -1)
     x = x[:3].clamp(0, 1).mul(255).round()  # (3, H, W)
     return x.byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def bar_chart(heights: Tensor, width: int = 448) -> Tensor:
+    """Heights (K,) ≥ 0 as dark bars, the highest over the whole image: (1, `CELL`, about `width`), for an `ImageGrid`.
+
+    More bars than `width` are drawn a pixel each.
+    """
+    values = heights.detach().float().cpu().nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0)
+    values = values.repeat_interleave(max(1, width // max(len(values), 1)))  # (W,)
+    level = torch.arange(CELL, 0, -1).unsqueeze(1) / CELL  # (H, 1), from the top
+    dark = level <= values / values.max().clamp(min=1e-12)  # (H, W)
+    return torch.where(dark, 0.3, 0.95).unsqueeze(0)
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:

@@ -39,8 +39,15 @@ SMALLER: dict[str, list[str]] = {
     "attribute_sotu": ["train.global_batch_size=8"],
     "autoencoder_digits": ["train.global_batch_size=32"],
     "autoencoder_mlp_digits": [],
+    "bigan_digits": ["train.global_batch_size=16", "objective.hidden_sizes=[32]"],
+    "bigan_mnist": ["data.path=sample:digits", "encoder.hidden_sizes=[32]", "objective.hidden_sizes=[32]",
+                    "train.global_batch_size=16", "train.epochs=null"],
     "bert_base": ["data.path={tokens}/cls-sep", *BERT, *ROWS],
     "clm_sotu": ["train.global_batch_size=8"],
+    "context_encoder_digits": ["train.global_batch_size=16"],
+    "context_encoder_images": ["data.path=sample:digits", "data.workers=0", "encoder.image_size=32",
+                               "encoder.hidden_sizes=[8, 8]", "objective.hole_size=16", "objective.bottleneck_size=16",
+                               "objective.width=8", "train.global_batch_size=8", "train.epochs=null"],
     "gan_digits": ["train.global_batch_size=16"],
     "gpt2_124m": ["data.path={tokens}/end", *GPT2, *ROWS],
     "mae_digits": [],
@@ -49,6 +56,12 @@ SMALLER: dict[str, list[str]] = {
                    "objective.decoder_num_hidden_layers=1", "objective.decoder_num_attention_heads=2",
                    "train.global_batch_size=8", "train.epochs=null"],
     "mlm_sotu": ["train.global_batch_size=8"],
+    "vae_digits": ["train.global_batch_size=32"],
+    "vae_mnist": ["data.path=sample:digits", "train.global_batch_size=32", "train.epochs=null"],
+    "vqvae_digits": ["train.global_batch_size=16"],
+    "vqvae_images": ["data.path=sample:digits", "encoder.image_size=32", "encoder.hidden_sizes=[16, 16]",
+                     "objective.codes=32", "objective.code_size=8", "objective.decoder_width=16",
+                     "train.global_batch_size=8"],
 }  # fmt: skip
 """By recipe, what makes it cheap; {tokens} is a folder with tokenized paragraphs."""
 

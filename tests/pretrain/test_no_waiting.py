@@ -54,7 +54,7 @@ def spied(spy, method):
 
 CASES = [
     ("mae", []), ("mlm", []), ("mlm", ["train.attention=varlen"]), ("clm", []), ("clm", ["train.attention=varlen"]),
-    ("gan", []), ("hard", []),
+    ("gan", []), ("hard", []), ("vae", []), ("vqvae", []), ("bigan", []), ("context_encoder", []),
 ]  # fmt: skip
 
 

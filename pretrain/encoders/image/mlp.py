@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+}
+
+
 @dataclass(frozen=True)
 class MLPEncoderConfig:
     name: str = "mlp"
@@ -30,6 +38,8 @@ class MLPEncoderConfig:
     num_channels: PositiveInt = 1
     hidden_sizes: tuple[PositiveInt, ...] = (512, 256)
     """Widths of the layers; the last is the width of the representation."""
+    hidden_act: Literal["gelu", "relu", "leaky_relu"] = "gelu"
+    """`leaky_relu` has the slope 0.2, as in DCGAN."""
     image_mean: tuple[float, ...] = (0.5,)
     image_std: tuple[PositiveFloat, ...] = (0.5,)
     background: Background = "white"
@@ -46,7 +56,8 @@ class MLPEncoder(ImageEncoder):
     def __init__(self, config: MLPEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
         sizes = (config.num_channels * prod(self.sizes), *config.hidden_sizes)
-        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.GELU())]
+        activation = ACTIVATIONS[config.hidden_act]
+        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), activation())]
         self.model = nn.Sequential(*layers)
         self.model.apply(xavier_uniform)
         self.dim = config.hidden_sizes[-1]

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from pretrain.tracking.pictures import (
+    CELL,
     GAP,
     ImageGrid,
     TextExcerpt,
     TextExcerpts,
+    bar_chart,
     enlarge,
     load_text,
     save_picture,
@@ -69,3 +71,12 @@ def test_text_comes_back_as_it_was_and_is_safe_inside_html(tmp_path):
 
 def test_a_picture_of_nothing_is_still_a_picture(tmp_path):
     assert Image.open(save_picture(ImageGrid({}), tmp_path, 1)).size[1] > 0
+
+
+def test_bars_are_as_high_as_their_values_and_stand_side_by_side():
+    chart = bar_chart(torch.tensor([4.0, 1.0, 0.0, float("nan")]), width=8)
+    assert chart.shape == (1, CELL, 8)
+    dark = (chart[0] < 0.5).sum(0)
+    assert dark.tolist() == [CELL, CELL, CELL // 4, CELL // 4, 0, 0, 0, 0]
+    assert (chart[0, -1, :4] < 0.5).all(), "from the bottom"
+    assert not (bar_chart(torch.zeros(3)) < 0.5).any()
