@@ -142,11 +142,16 @@ def release(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/release")
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the checkpoint that checkpoint.keep_best kept, not the newest one",
+    )
     arguments = parser.parse_args(argv)
     quiet_libraries()
     from pretrain.release.release import release_run
 
-    folder = release_run(arguments.run, arguments.out)
+    folder = release_run(arguments.run, arguments.out, arguments.best)
     print(f"released: {folder} (transformers.AutoModel.from_pretrained({str(folder)!r}))")
     return 0
 

@@ -38,6 +38,7 @@ class Tracks(Protocol):
     def train(self, step: int, values: dict[str, Any]) -> None: ...
     def probe(self, step: int, values: dict[str, Any]) -> None: ...
     def validation(self, step: int, values: dict[str, Any]) -> None: ...
+    def representation(self, step: int, values: dict[str, Any]) -> None: ...
     def picture(self, step: int, picture: Picture) -> None: ...
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
     def close(self, status: str) -> None: ...
@@ -148,12 +149,12 @@ class Trainer:
             self.train_step(batch)
             if self.step == first + 1:
                 self.end_start()
-            if self.is_due(self.config.tracking.log_every):
+            if self.step % self.config.tracking.log_every == 0 or self.step == self.total_steps:
                 self.log(batch)
             stop = self.stopping and self.step < self.total_steps
             if not stop:
                 self.run_hooks()
-            if self.checkpoints and (stop or self.is_due(self.config.checkpoint.every)):
+            if self.checkpoints and (stop or self.checkpoints.due(self.step, self.total_steps)):
                 self.heartbeat(f"saving step {self.step}")
                 self.report_failures(self.checkpoints.save(self.step, self.progress(), self.heartbeat))
             collect_garbage(self.step)
@@ -207,9 +208,6 @@ class Trainer:
             if self.tracker:
                 self.tracker.event("checkpoint_failed", failure.step, {"reason": failure.reason})
                 log.warning(failure.reason)
-
-    def is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.total_steps
 
     def take_batch(self, steps: Iterator[Step]) -> Step:
         self.heartbeat(f"reading the batch of step {self.step + 1}")

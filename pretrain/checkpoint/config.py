@@ -16,6 +16,9 @@ class CheckpointConfig:
     """How many of the newest stay."""
     permanent_every: NonNegativeInt = 0
     """Checkpoints of every so many steps are never deleted; 0: only `keep` counts."""
+    keep_best: str | None = None
+    """What is measured while the run trains, such as `probe.linear`, `validation.loss` or `representation.rankme`: the
+    checkpoint that was the best by it stays too, and is made at the step that was measured."""
     asynchronous: bool = True
     """Training goes on while a copy in host memory is written; DeepSpeed's own format is always waited for."""
     on_failure: Literal["stop", "warn"] = "stop"

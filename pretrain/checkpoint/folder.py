@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -44,9 +44,10 @@ def is_permanent(checkpoint: Path | str, config: CheckpointConfig) -> bool:
     return bool(config.permanent_every) and step_of(checkpoint) % config.permanent_every == 0
 
 
-def superseded(names: list[str], config: CheckpointConfig) -> list[str]:
-    """Those of the checkpoints, named oldest first, that are neither permanent nor among the newest `keep`."""
-    return [name for name in names if not is_permanent(name, config)][: -config.keep]
+def superseded(names: list[str], config: CheckpointConfig, best: Collection[str | None] = ()) -> list[str]:
+    """Those of the checkpoints, named oldest first, that are neither permanent nor the newest `keep`, nor `best`."""
+    passing = [name for name in names if not is_permanent(name, config)]
+    return [name for name in passing[: -config.keep] if name not in best]
 
 
 def complete(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from data_tools.errors import UserError
 from data_tools.storage.atomic import fsync, write_atomically
+from pretrain.checkpoint.best import HOOK, Best, best_step, name_of
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.failures import Failure, root_cause
 from pretrain.checkpoint.folder import (
@@ -63,6 +64,7 @@ class Checkpoints:
         copies: Copies | None = None,
         found: Found | None = None,
         identity: dict[str, Any] | None = None,
+        best: Best | None = None,
     ) -> None:
         """Those in `folder`, which need not be there yet.
 
@@ -70,6 +72,7 @@ class Checkpoints:
             copies: where each is copied to; used on rank 0.
             found: what to resume from, where it has been looked for already.
             identity: whose they are, JSON-able; kept in each.
+            best: knows the step that is to stay as the best one.
         """
         self.folder = folder
         self.engine = engine
@@ -77,11 +80,18 @@ class Checkpoints:
         self.copies = copies
         self.found = found
         self.identity = identity
+        self.best = best or Best()
+        self.published_best: str | None = None
+        """The best as the newest written checkpoint tells: that one is surely here."""
         self.pending: Pending | None = None
 
     @property
     def is_main_process(self) -> bool:
         return self.engine.world.rank == 0
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Whether the state after `step` steps is to be saved: so often, at the end, or since it is the best so far."""
+        return step % self.config.every == 0 or step in (total_steps, self.best.step)
 
     def save(
         self, step: int, progress: dict[str, Any], heartbeat: Callable[[str], None] = lambda _: None
@@ -222,18 +232,32 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         fsync(self.folder)
+        self.published_best = name_of(best_step(progress))
         if self.copies:
-            self.copies.add(final)
+            self.copies.add(final, self.published_best)
         self.forget_old()
 
     def forget_old(self) -> None:
         """Delete what a newer one, just written and checksummed, has replaced; not before it has been copied."""
         held = self.copies.held() if self.copies else set()
-        for name in superseded([path.name for path in complete(self.folder)], self.config):
+        names = [path.name for path in complete(self.folder)]
+        for name in superseded(names, self.config, [self.published_best]):
             if name not in held:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         for partial in self.folder.glob(".step_*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
+
+    def find_best(self, progress: dict[str, Any]) -> str | None:
+        """The best checkpoint that progress tells of; taken out of it where that is lost, for nothing could beat it."""
+        name = name_of(best_step(progress))
+        if name is None or (self.folder / name).is_dir():
+            return name
+        del progress["hooks"][HOOK]
+        if self.is_main_process:
+            log.warning(
+                "%s: the best checkpoint, %s, is not there any more; another will be", self.folder, name
+            )
+        return None
 
     def resume(self, at_most: int | None = None) -> tuple[dict[str, Any] | None, list[str]]:
         """Load the newest valid checkpoint into the engine. Called on all ranks together.
@@ -253,8 +277,10 @@ class Checkpoints:
                 )
             return None, []
         self.engine.load(found.path)
+        progress = json.loads((found.path / "progress.json").read_text())
+        self.published_best = self.find_best(progress)
         if self.is_main_process and self.copies:
             for path in complete(self.folder):  # what a target lacks; the copy skips what it has
                 if path <= found.path:
-                    self.copies.add(path)
-        return json.loads((found.path / "progress.json").read_text()), found.broken
+                    self.copies.add(path, self.published_best)
+        return progress, found.broken

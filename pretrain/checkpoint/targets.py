@@ -48,16 +48,24 @@ class Target:
         """Alive as long as there is something to copy."""
         self.copying: Path | None = None
         self.waiting: list[Path] = []
+        self.best: str | None = None
+        self.best_here: str | None = None
+        """The best checkpoint of the run, and the last such one that has arrived."""
         self.failures: list[Failure] = []
         self.given_up = False
 
-    def add(self, checkpoint: Path) -> None:
-        """Copy this one too, before long. An older one that still waits is passed over, unless it is permanent."""
+    def add(self, checkpoint: Path, best: str | None = None) -> None:
+        """Copy this one too, before long. An older one that still waits is passed over, unless it is permanent or best.
+
+        Args:
+            best: the name of the best checkpoint so far.
+        """
         with self.lock:
             if self.given_up:
                 return
+            self.best = best
             if not is_permanent(checkpoint, self.config):
-                self.waiting = [path for path in self.waiting if is_permanent(path, self.config)]
+                self.waiting = [p for p in self.waiting if is_permanent(p, self.config) or p.name == best]
             self.waiting.append(checkpoint)
             if self.thread is None:
                 self.thread = threading.Thread(
@@ -93,7 +101,10 @@ class Target:
         names = self.store.names()
         complete = [name for name in names if self.store.is_complete(name)]
         leftovers = [name for name in names if name not in complete and name < complete[-1]]
-        for name in [*superseded(complete, self.config), *leftovers]:
+        with self.lock:
+            self.best_here = self.best if self.best in complete else self.best_here
+            best = [self.best, self.best_here]
+        for name in [*superseded(complete, self.config, best), *leftovers]:
             self.store.forget(name)
 
     def held(self) -> set[str]:
@@ -128,9 +139,9 @@ class Copies:
                 )
         self.targets = [Target(Store(url, retry), config) for url in config.targets]
 
-    def add(self, checkpoint: Path) -> None:
+    def add(self, checkpoint: Path, best: str | None = None) -> None:
         for target in self.targets:
-            target.add(checkpoint)
+            target.add(checkpoint, best)
 
     def held(self) -> set[str]:
         return {name for target in self.targets for name in target.held()}

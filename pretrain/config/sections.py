@@ -136,7 +136,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Online kNN and linear probes on the frozen encoder; off while `every` is 0."""
+    """Online kNN, linear and few-shot probes on the frozen encoder; off while `every` is 0."""
 
     every: NonNegativeInt = 0
     train: str | None = None
@@ -148,6 +148,28 @@ class ProbeConfig:
     train_samples: PositiveInt = 2000
     test_samples: PositiveInt = 1000
     neighbours: PositiveInt = 10
+    few_shot: NonNegativeInt = 10
+    """Labels a class that ridge regression is given, over ten draws; 0: none."""
+    grid: bool = False
+    """Linear probes on every layer × pooling × weight decay too, trained together on one forward pass."""
+
+
+@dataclass(frozen=True)
+class RepresentationConfig:
+    """What tells how good the encoder's features are without labels, and warns of their collapse."""
+
+    every: NonNegativeInt | None = None
+    """Steps between looks; 0: none. Default: a twelfth of the run."""
+    samples: Annotated[int, Field(ge=16)] | None = None
+    """Of `data.validation`, else of `data.path`, always the same. Default: a power of two from 64 to 2,048, so that all
+    looks together see at most 1/32 as many samples as training."""
+    metrics: tuple[Literal["rankme", "cosine", "dead", "alpha_req", "lidar", "intrinsic_dimension"], ...] = (
+        "rankme",
+        "cosine",
+        "dead",
+    )
+    lidar_views: Annotated[int, Field(ge=2)] = 10
+    """Random views of each sample that LiDAR compares: so many times the forward passes."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +215,7 @@ class Config:
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe: ProbeConfig = ProbeConfig()
+    representation: RepresentationConfig = RepresentationConfig()
     validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
     hooks: tuple[str | dict[str, Any], ...] = ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,10 @@ class Encoder(nn.Module):
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
         """One whole sample as this encoder takes it: fixed shape, nothing random. CPU."""
         raise TypeError(f"{type(self).__name__} must define view()")
+
+    def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A random part of a sample, as `view` gives whole ones: what LiDAR compares with other parts of it. CPU."""
+        raise TypeError(f"{type(self).__name__} must define random_view()")
 
     @classmethod
     def collate(cls, views: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""Probes: how much a frozen encoder already knows, measured by kNN and by a linear classifier on its features."""
+"""Probes: how much a frozen encoder already knows, measured by kNN and by linear classifiers on its features."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,11 @@ from pretrain.config.sections import ProbeConfig
 from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
 from pretrain.evaluation.class_names import comparable_names, name_class, read_label
+from pretrain.evaluation.few_shot import few_shot_accuracies
+from pretrain.evaluation.layers import pooled_layers
+from pretrain.evaluation.probe_grid import name_cell, probe_grid
 from pretrain.evaluation.shares import share_batches
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Batch, Objective
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +43,24 @@ class OnlineProbe:
         self.train = first(open_dataset(config.train, fetching=fetching).unmarked(), config.train_samples)
         self.test = first(open_dataset(config.test, fetching=fetching).unmarked(), config.test_samples)
 
-    def measure(self, objective: Objective, engine: Engine) -> dict[str, float]:
-        """Accuracies {"knn", "linear"} in [0, 1], the same on every rank. Called on all ranks together.
+    def measure(self, objective: Objective, engine: Engine) -> dict[str, Any]:
+        """Accuracies in [0, 1] by the names of `probe_names`, the same on every rank. Called on all ranks together.
 
-        Each rank embeds its share of the samples; rank 0 then classifies all of them.
+        With `few_shot_sd`, the deviation over its draws, and of a grid `grid_choice` and `grid_cells` (by name, all of
+        them). Each rank embeds its share of the samples; rank 0 then classifies all of them.
         """
+        grid, label = Layers() if self.config.grid else None, self.config.label
+        features = grid or pooled
         places = f"probe.train={self.config.train}", f"probe.test={self.config.test}"
         train, train_labels = labelled(
-            *embed(self.train, objective, engine, self.config.label, places[0]), places[0]
+            *embed(self.train, objective, engine, label, places[0], features=features), places[0]
         )
         test, test_labels = labelled(
-            *embed(self.test, objective, engine, self.config.label, places[1]), places[1]
+            *embed(self.test, objective, engine, label, places[1], features=features), places[1]
         )
 
-        def classify() -> dict[str, float]:
-            names, test_names, _ = comparable_names(self.train, self.test, self.config.label)
+        def classify() -> dict[str, Any]:
+            names, test_names, _ = comparable_names(self.train, self.test, label)
             numbers = number_classes(
                 [name_class(label, names) for label in train_labels]
                 + [name_class(label, test_names) for label in test_labels]
@@ -61,13 +69,63 @@ class OnlineProbe:
             with torch.autocast(
                 train.device.type, enabled=False
             ):  # the encoder's precision is not the classifier's
+                if grid is None:
+                    return self.classify(train, labels[0], test, labels[1])
+                by_layer, test_by_layer = grid.split(train), grid.split(test)
+                own, test_own = by_layer[grid.output], test_by_layer[grid.output]
+                found = probe_grid(by_layer, labels[0], test_by_layer, labels[1])
                 return {
-                    "knn": knn_accuracy(train, labels[0], test, labels[1], self.config.neighbours),
-                    "linear": linear_accuracy(train, labels[0], test, labels[1]),
+                    **self.classify(own, labels[0], test_own, labels[1]),
+                    "grid": found.accuracy,
+                    "grid_choice": name_cell(found.chosen),
+                    "grid_cells": found.by_name(),
                 }
 
-        accuracies: dict[str, float] = engine.on_main_process(classify)
+        accuracies: dict[str, Any] = engine.on_main_process(classify)
         return accuracies
+
+    def classify(
+        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
+    ) -> dict[str, float]:
+        """What the probes of the encoder's own pooled features (N, D) reach."""
+        data = train, train_labels, test, test_labels
+        found = {"knn": knn_accuracy(*data, self.config.neighbours), "linear": linear_accuracy(*data)}
+        if shots := self.config.few_shot:
+            accuracies = few_shot_accuracies(*data, shots)
+            found |= {"few_shot": mean(accuracies), "few_shot_sd": stdev(accuracies)}
+        return found
+
+
+def probe_names(config: ProbeConfig) -> list[str]:
+    """The accuracies that these settings have measured; none where no probe runs."""
+    if not config.every:
+        return []
+    return ["knn", "linear", *(["few_shot"] if config.few_shot else []), *(["grid"] if config.grid else [])]
+
+
+def pooled(objective: Objective, batch: Batch) -> Tensor:
+    """The encoder's own pooled features (B, D)."""
+    return objective.encode(batch).pooled
+
+
+class Layers:
+    """The features of all layers and poolings side by side, (B, ΣD), and the way back to each of them."""
+
+    def __init__(self) -> None:
+        self.widths: dict[tuple[int, str], int] = {}
+
+    @property
+    def output(self) -> tuple[int, str]:
+        """Where the encoder's own pooled features stand."""
+        return max(layer for layer, _ in self.widths), "own"
+
+    def __call__(self, objective: Objective, batch: Batch) -> Tensor:
+        features = pooled_layers(objective.product_encoder, batch)
+        self.widths = {key: x.shape[1] for key, x in features.items()}
+        return torch.cat([x.float() for x in features.values()], dim=1)
+
+    def split(self, features: Tensor) -> dict[tuple[int, str], Tensor]:
+        return dict(zip(self.widths, features.split(list(self.widths.values()), dim=1), strict=True))
 
 
 def check_probe_data(probe: OnlineProbe, encoder: Encoder) -> None:
@@ -85,18 +143,25 @@ def first(dataset: Dataset, count: int) -> Dataset:
 
 @torch.no_grad()
 def embed(
-    dataset: Dataset, objective: Objective, engine: Engine, label_field: str, place: str = "probe",
+    dataset: Dataset,
+    objective: Objective,
+    engine: Engine,
+    label_field: str,
+    place: str = "probe",
     batch_size: int = BATCH_SIZE,
-) -> tuple[Tensor, list[Any]]:  # fmt: skip
-    """Pooled features (N, D) in fp32 on the CPU and labels (N) of a whole data set in its order, on every rank.
+    features: Callable[[Objective, Batch], Tensor] = pooled,
+) -> tuple[Tensor, list[Any]]:
+    """Features (N, D) in fp32 on the CPU and labels (N) of a whole data set in its order, on every rank.
 
     Each rank sees its share of the samples. Called on all ranks together. ``place``: the setting that names them.
 
+    Args:
+        features: of the batch on the device.
     Raises:
         OneRankError: a sample of this rank's share is damaged, or its label is missing or not a single value.
     """
     world = engine.world
-    pooled, labels = [], []
+    parts, labels = [], []
     for indices, counts in share_batches(len(dataset), batch_size, world.rank, world.size):
         try:
             samples = [dataset[index] for index in indices.tolist()]
@@ -105,13 +170,11 @@ def embed(
         except (UserError, DamagedSampleError) as error:
             raise OneRankError(f"{place}: {error}") from None
         with mistakes_of_one_rank():
-            features = (
-                objective.encode({k: v.to(engine.device) for k, v in batch.items()}).pooled.float().cpu()
-            )
+            found = features(objective, {k: v.to(engine.device) for k, v in batch.items()}).float().cpu()
         if counts:
-            pooled.append(features.numpy())
+            parts.append(found.numpy())
             labels += classes
-    shares = engine.gather((np.concatenate(pooled) if pooled else None, labels))
+    shares = engine.gather((np.concatenate(parts) if parts else None, labels))
     whole = np.empty((len(dataset), *shares[0][0].shape[1:]), dtype=np.float32)
     named: list[Any] = [None] * len(dataset)
     for rank, (part, classes) in enumerate(shares):

@@ -137,6 +137,16 @@ class Validation:
             )
 
 
+def loss_names(config: Config, objective: Objective) -> list[str]:
+    """What is measured on held-out samples whatever the objective; nothing where there are none."""
+    if not (config.data.validation and config.validation.every):
+        return []
+    names = ["loss", *(["perplexity"] if objective.is_likelihood else [])]
+    phases = objective.phases()
+    labels = [f"{phase.name}/" for phase in phases if not phase.fp32] if len(phases) > 1 else [""]
+    return [f"{label}{name}" for label in labels for name in names]
+
+
 def loss_label(name: str, sums: Mapping[str, Tensor]) -> str:
     """As the trainer logs a part of the loss that has several."""
     return "loss" if len(sums) == 1 else f"{name}_loss"

@@ -41,7 +41,7 @@ def write_model_card(folder: Path, run: Path, objective: Objective, config: Conf
         f"of width {encoder.dim} a token.",
         "## Use\n\n```python\n" + encoder.card_code() + "```\n\n" + use_notes(encoder),
         "## Data\n\n" + data_section(config, dataset),
-        "## Results\n\n" + results_section(run),
+        "## Results\n\n" + results_section(run, step),
         "## Recipe\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False) + "```",
         "## Licence\n\nThe data's licence stands above. Whoever publishes these weights chooses theirs: set `license` "
         "in the first lines of this file.",
@@ -98,12 +98,13 @@ def licence(dataset: Dataset) -> str:
     return text[:LICENCE_CHARACTERS] or "not stated by the data set"
 
 
-def results_section(run: Path) -> str:
-    """Final loss, probes and fine-tuning as the run folder tells them."""
-    records = read_records(run / "metrics.jsonl")
+def results_section(run: Path, step: int) -> str:
+    """Loss and probes up to the released step, and fine-tuning, as the run folder tells them."""
+    records = [r for r in read_records(run / "metrics.jsonl") if r.get("step", 0) <= step]
     lines = []
     kinds = (
-        ("train", "Last training step"), ("validation", "Held-out samples"), ("probe", "Probes on the frozen encoder")
+        ("train", "Last training step"), ("validation", "Held-out samples"), ("probe", "Probes on the frozen encoder"),
+        ("representation", "Features without labels"),
     )  # fmt: skip
     for kind, title in kinds:
         found = [r for r in records if r.get("kind") == kind]

@@ -17,6 +17,7 @@ from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
 from data_tools.storage.atomic import follow_umask, full_disk_explained
+from pretrain.checkpoint.best import best_checkpoint
 from pretrain.checkpoint.folder import newest_valid
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.load import build_config
@@ -55,14 +56,16 @@ class Trained:
         return self.objective.dataset
 
 
-def load_run_encoder(run: Path) -> Trained:
+def load_run_encoder(run: Path, best: bool = False) -> Trained:
     """Read the encoder out of a run folder, alone: no process group, no optimizer state.
 
+    Args:
+        best: that of the checkpoint which `checkpoint.keep_best` kept; else the newest valid one's.
     Raises:
         UserError: not a run folder, no valid checkpoint, an encoder or a data set that is not there any more.
     """
     config = build_config(load_run_config(run))
-    checkpoint, broken = newest_valid(run / "checkpoints")
+    checkpoint, broken = (best_checkpoint(run), []) if best else newest_valid(run / "checkpoints")
     if checkpoint is None:
         why = f"no valid one among its checkpoints ({'; '.join(broken)})" if broken else "no checkpoint yet"
         raise UserError(f"{run}: {why}; let the run reach checkpoint.every={config.checkpoint.every} steps")
@@ -81,8 +84,8 @@ def load_run_encoder(run: Path) -> Trained:
     return Trained(objective, config, step)
 
 
-def release_run(run: Path, out: Path | None = None) -> Path:
-    """Write the encoder of a run's newest valid checkpoint as a folder for `transformers`, with its model card.
+def release_run(run: Path, out: Path | None = None, best: bool = False) -> Path:
+    """Write the encoder of a run's newest (or best) checkpoint as a folder for `transformers`, with its model card.
 
     Everything is written beside the target, opened again through `AutoModel`, compared on real samples, and only then
     given its name. An earlier release there is replaced.
@@ -93,7 +96,7 @@ def release_run(run: Path, out: Path | None = None) -> Path:
     no_progress_bars()
     out = out or run / "release"
     refuse_foreign(out)
-    trained = load_run_encoder(run)
+    trained = load_run_encoder(run, best)
 
     def write(folder: Path) -> None:
         trained.encoder.save(folder)

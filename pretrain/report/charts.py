@@ -75,7 +75,7 @@ def curve_chart(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         format_y(axes, values, percent)
         if from_zero:
-            axes.set_ylim(bottom=0, top=1.15 * (values.max() if len(values) else 1))
+            axes.set_ylim(bottom=0, top=1.15 * (values.max(initial=0) or 1))
         if len(curves) > 1:
             axes.figure.legend(loc="outside right center")
         axes.margins(x=0.01)

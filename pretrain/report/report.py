@@ -14,7 +14,14 @@ from markupsafe import Markup
 from data_tools.storage.atomic import write_atomically
 from pretrain.report.charts import PALETTE, Curve, curve_chart
 from pretrain.report.finetune_results import present, read_results
-from pretrain.report.run_summary import RunSummary, key_numbers, probe_title, read_run, sentence
+from pretrain.report.run_summary import (
+    RunSummary,
+    key_numbers,
+    measure_title,
+    probe_title,
+    read_run,
+    sentence,
+)
 from pretrain.tracking.environment import redact
 from pretrain.tracking.pictures import KINDS
 
@@ -36,6 +43,8 @@ def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
         charts=training_charts(run),
         measures=measure_charts(run),
         probe_chart=probe_chart(run),
+        grid=probe_grid_table(run),
+        features=feature_charts(run),
         pictures=pictures(run, run_dir),
         tasks=[present(task) for task in tasks],
         release=release_text(run_dir / "release" / "README.md"),
@@ -106,6 +115,43 @@ def probe_chart(run: RunSummary) -> str | None:
     return (
         curve_chart(curves, "Accuracy on the frozen encoder", percent=True, markers=True) if curves else None
     )
+
+
+def feature_charts(run: RunSummary) -> list[str]:
+    """A small chart for each measure of the features; dashed what it was at the start of the run."""
+    charts = []
+    for i, (name, (curve, start, bound)) in enumerate(run.measures.items()):
+        curves = [replace(curve, name=measure_title(name), color=PALETTE[i % len(PALETTE)])]
+        if start is not None and curve.x:
+            curves.append(
+                Curve("at the start", [0.0, curve.x[-1]], [start] * 2, dashed=True, color=PALETTE[6])
+            )
+        of = f" (at most {bound:g})" if bound else ""
+        charts.append(
+            curve_chart(curves, f"{measure_title(name)}{of}", (4.3, 1.9), from_zero=min(curve.y) >= 0)
+        )
+    return charts
+
+
+def probe_grid_table(run: RunSummary) -> dict[str, Any] | None:
+    """The newest grid of probes: a row a layer, a column for each pooling and decay; the chosen head is marked."""
+    lines = [line for line in run.of_kind("probe") if isinstance(line.get("grid_cells"), dict)]
+    if not lines:
+        return None
+    cells = {tuple(name.split(", ")): value for name, value in lines[-1]["grid_cells"].items()}
+    chosen = tuple(str(lines[-1].get("grid_choice")).split(", "))
+    columns = list(dict.fromkeys(cell[1:] for cell in cells))
+    rows = [
+        {
+            "name": layer.capitalize(),
+            "cells": [
+                {"text": f"{100 * cells[layer, *column]:.1f}", "best": (layer, *column) == chosen}
+                for column in columns
+            ],
+        }
+        for layer in dict.fromkeys(cell[0] for cell in cells)
+    ]
+    return {"step": lines[-1]["step"], "columns": [", ".join(column) for column in columns], "rows": rows}
 
 
 def pictures(run: RunSummary, run_dir: Path) -> list[dict[str, Any]]:

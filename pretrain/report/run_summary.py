@@ -97,11 +97,34 @@ class RunSummary:
     def probes(self) -> dict[str, tuple[Curve, float | None]]:
         """Probe name → its curve, and the untrained encoder's value (told by the probe, or measured at step 0)."""
         found = {}
-        for name in [n for n in self.names("probe") if n not in NOT_PLOTTED and not n.endswith("_untrained")]:
+        others = ("_untrained", "_sd")
+        for name in [n for n in self.names("probe") if n not in NOT_PLOTTED and not n.endswith(others)]:
             curve, untrained = self.curve("probe", name), self.curve("probe", f"{name}_untrained")
             at_start = curve.y[0] if curve.x[0] == 0 else None
             found[name] = (curve, untrained.y[-1] if untrained.y else at_start)
         return found
+
+    @property
+    def measures(self) -> dict[str, tuple[Curve, float | None, float | None]]:
+        """What is told of features without labels: name → its curve, its value at the start, its upper bound."""
+        names = [n for n in self.names("representation") if n not in NOT_PLOTTED]
+        found = {}
+        for name in [n for n in names if not n.endswith(("_start", "_bound"))]:
+            start, bound = (self.curve("representation", f"{name}_{what}").y for what in ("start", "bound"))
+            curve = self.curve("representation", name)
+            found[name] = (curve, start[-1] if start else None, bound[-1] if bound else None)
+        return found
+
+    @property
+    def collapses(self) -> list[tuple[int, str]]:
+        """Steps at which the features were found collapsed, and how."""
+        return [(line["step"], str(line.get("reason"))) for line in self.of_kind("collapse")]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """By which metric, and at which step, the checkpoint that is kept was the best."""
+        lines = self.of_kind("best")
+        return lines[-1] if lines else None
 
 
 def read_run(run_dir: Path) -> RunSummary:
@@ -172,6 +195,13 @@ def key_numbers(run: RunSummary) -> list[dict[str, str]]:
     for name, (curve, untrained) in run.probes.items():
         remark = f"untrained {percent(untrained)}" if untrained is not None else "frozen encoder"
         numbers.append(card(probe_title(name), percent(curve.y[-1]), remark))
+    if "rankme" in run.measures:
+        curve, start, bound = run.measures["rankme"]
+        at_start = "" if start is None else f", {start:.3g} at the start"
+        numbers.append(card("RankMe", f"{curve.y[-1]:.3g}", f"of {bound or 0:g}{at_start}"))
+    if run.best and is_number(run.best.get("value")):
+        value = f"{run.best['value']:.4g}"
+        numbers.append(card(f"Best {run.best['metric']}", value, f"step {run.best['step']:,}, kept"))
     return numbers
 
 
@@ -180,7 +210,19 @@ def card(label: str, value: str, remark: str) -> dict[str, str]:
 
 
 def probe_title(name: str) -> str:
-    return {"knn": "kNN probe", "linear": "Linear probe"}.get(name, name)
+    titles = {
+        "knn": "kNN probe",
+        "linear": "Linear probe",
+        "few_shot": "Few-shot probe",
+        "grid": "Best probe of grid",
+    }
+    return titles.get(name, name)
+
+
+def measure_title(name: str) -> str:
+    titles = {"rankme": "RankMe", "cosine": "Mean cosine", "dead": "Dead dimensions", "lidar": "LiDAR",
+              "alpha_req": "α-ReQ"}  # fmt: skip
+    return titles.get(name, name.replace("_", " ").capitalize())
 
 
 def article(title: str) -> str:

@@ -22,6 +22,7 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import World
 from pretrain.engine.closing import closing_engine
 from pretrain.run.assemble import assemble_trainer
+from pretrain.run.best_metric import check_keep_best
 from pretrain.run.run import build_hooks, build_objective, shards_weights
 from pretrain.weights.start import load_starting_weights
 
@@ -77,6 +78,7 @@ def dry_run(config: Config) -> DryRun:
     Copies(config.checkpoint)  # refuses targets that nothing can write to
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources), shards_weights(config))
+    check_keep_best(config, objective)
     if is_remote(config.init_from or ""):  # nothing is downloaded either
         config = replace(config, init_from=None)
     parameters = sum(p.numel() for role in objective.roles.values() for p in role.parameters())

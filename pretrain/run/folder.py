@@ -20,7 +20,7 @@ from pretrain.config.show import flatten, to_dict, to_public_dict
 # What may change between two starts of the same run without making it another run.
 FREE_SECTIONS = (
     "name", "run_dir", "engine", "distributed", "ddp", "fsdp", "deepspeed", "checkpoint", "tracking", "probe",
-    "validation", "hooks",
+    "representation", "validation", "hooks",
 )  # fmt: skip
 FREE_KEYS = (
     "init_from",

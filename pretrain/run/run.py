@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.overlap import count_shared
-from data_tools.errors import mistakes_of_one_rank, tell_error
+from data_tools.errors import UserError, mistakes_of_one_rank, tell_error
 from data_tools.storage.atomic import write_atomically
 from data_tools.stream.loader import make_micro_batch
+from pretrain.checkpoint.best import HOOK, Best
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size
-from pretrain.config.sections import Config
+from pretrain.config.sections import Config, RepresentationConfig
 from pretrain.config.show import to_public_dict
 from pretrain.data import (
     Sources,
@@ -35,6 +36,7 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.engine.closing import closing_engine
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
+from pretrain.evaluation.look import Looks
 from pretrain.evaluation.probes import OnlineProbe, check_probe_data
 from pretrain.evaluation.validation import Validation
 from pretrain.guards.preemption import REQUEUE, REQUEUE_WISH, StopRequest
@@ -49,6 +51,7 @@ from pretrain.objectives.base import Batch, Objective
 from pretrain.ops.seeds import seed_of
 from pretrain.optim.groups import check_rules
 from pretrain.run.assemble import assemble_trainer
+from pretrain.run.best_metric import check_keep_best
 from pretrain.run.branch import take_over_state
 from pretrain.run.changes import changes_since
 from pretrain.run.folder import RunFolder
@@ -61,6 +64,8 @@ from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 
 log = logging.getLogger(__name__)
 PICTURE_SAMPLES = 8
+Note = Callable[[str, int, dict[str, Any]], None]
+"""Told what was measured: its kind, the step, the values."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     check_world_size(config, World.from_environment().size)
     sources = open_sources(config.data)
     objective = build_objective(config, first_of(sources), shards_weights(config))
+    check_keep_best(config, objective)
     copies = Copies(config.checkpoint)
     check_profiling(config.tracking)
     total_steps = count_steps(config, sources)
@@ -140,9 +146,9 @@ def train(
             expect_checkpoint(objective)
         counts = is_main_process and config.tracking.count_flops
         flops = flops_per_sample(config, objective, sources) if counts else None
-        identity = identity_of(run_id, config)
+        identity, best = identity_of(run_id, config), Best(config.checkpoint.keep_best)
         checkpoints = Checkpoints(
-            folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity
+            folder.path / "checkpoints", engine, config.checkpoint, copies, found, identity, best
         )
         meter = build_meter(config, engine, flops)
         loaded: list[LoadingReport] = []
@@ -174,7 +180,7 @@ def train(
             changes = folder.changes | (changes_since(found.path, config) if found.path else {})
             tell_start(trainer, resumed, changes, branched)
         trainer.stop_request = stop_request
-        trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker))
+        trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker, best))
         fit(trainer)
         if is_main_process and config.tracking.report:
             write_report_if_possible(folder.path)
@@ -235,17 +241,37 @@ def guard_against_hangs(trainer: Trainer) -> Iterator[None]:
 
 
 def build_hooks(
-    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
+    config: Config,
+    objective: Objective,
+    sources: Sources,
+    engine: Engine,
+    tracker: Tracks | None,
+    best: Best | None = None,
 ) -> tuple[Hook, ...]:
-    """Pictures, probes, held-out losses and hooks of the user's own, as often as the configuration asks for them."""
+    """Pictures, probes, held-out losses, looks at features, and hooks of the user's own, as often as asked for.
+
+    Args:
+        best: is told of what is measured.
+    """
     hooks = []
+    best = best or Best()
+
+    def note(kind: str, step: int, values: dict[str, Any]) -> None:
+        if best.note(kind, step, values) and tracker:
+            tracker.event("best", step, {"metric": best.name, "value": best.value})
+
     if every := config.tracking.picture_every:
         hooks.append(Hook(every, picture_hook(config, objective, sources, engine, tracker)))
     if config.probe.every:
-        hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker)))
+        hooks.append(Hook(config.probe.every, probe_hook(config, objective, engine, tracker, note)))
     if config.data.validation and config.validation.every:
-        hook = validation_hook(config, objective, sources, engine, tracker)
+        hook = validation_hook(config, objective, sources, engine, tracker, note)
         hooks.append(Hook(config.validation.every, hook))
+    if config.representation.every != 0 and (looks := build_looks(config, objective, sources, engine)):
+        hook = representation_hook(looks, engine, tracker, note)
+        hooks.append(Hook(looks.every, hook, "representation", looks))
+    if best.name:
+        hooks.append(Hook(0, lambda _step: None, HOOK, best))  # has nothing to run, but a state to keep
     return (*hooks, *build_own_hooks(config, objective, engine, tracker))
 
 
@@ -294,7 +320,9 @@ def picture_hook(
     return hook
 
 
-def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tracks | None) -> Any:
+def probe_hook(
+    config: Config, objective: Objective, engine: Engine, tracker: Tracks | None, note: Note
+) -> Any:
     probe = OnlineProbe(config.probe, config.data.storage.fetching)
     check_probe_data(probe, objective.product_encoder)
     if shared := count_shared(probe.train, probe.test):
@@ -307,12 +335,18 @@ def probe_hook(config: Config, objective: Objective, engine: Engine, tracker: Tr
             values = probe.measure(objective, engine)
         if tracker:
             tracker.probe(step, values)
+        note("probe", step, values)
 
     return hook
 
 
 def validation_hook(
-    config: Config, objective: Objective, sources: Sources, engine: Engine, tracker: Tracks | None
+    config: Config,
+    objective: Objective,
+    sources: Sources,
+    engine: Engine,
+    tracker: Tracks | None,
+    note: Note,
 ) -> Any:
     validation = Validation(config, objective, sources)
 
@@ -321,5 +355,37 @@ def validation_hook(
             values = validation.measure(engine)
         if tracker:
             tracker.validation(step, values)
+        note("validation", step, values)
+
+    return hook
+
+
+def build_looks(config: Config, objective: Objective, sources: Sources, engine: Engine) -> Looks | None:
+    """None on all ranks, with a line that says why, where nobody asked for looks and there is nothing to look at."""
+    looks, fault = None, None
+    try:
+        if objective.product not in objective.roles:
+            raise UserError(f"the objective's product, {objective.product!r}, is none of its roles")
+        looks = Looks(config, objective, sources)
+    except (UserError, TypeError) as error:
+        if config.representation != RepresentationConfig():
+            raise
+        fault = str(error)
+    fault = next((fault for fault in engine.gather(fault) if fault), None)
+    if fault and engine.world.rank == 0:
+        log.warning("the features are not looked at (representation.every): %s", fault)
+    return None if fault else looks
+
+
+def representation_hook(looks: Looks, engine: Engine, tracker: Tracks | None, note: Note) -> Any:
+    def hook(step: int) -> None:
+        values, collapse = looks.look(engine, step)
+        if tracker:
+            tracker.representation(step, values)
+        if collapse and engine.world.rank == 0:
+            log.warning("step %d: %s", step, collapse)
+            if tracker:
+                tracker.event("collapse", step, {"reason": collapse})
+        note("representation", step, values)
 
     return hook

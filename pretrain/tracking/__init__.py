@@ -62,20 +62,30 @@ class Tracker:
     def probe(self, step: int, values: dict[str, Any]) -> None:
         """Accuracies of a probe, in [0, 1]."""
         if self.enabled:
-            self.write("probe", step, values)
-            if ("probe", step) not in self.told:
-                self.wandb.log(step, {f"probe/{key}": value for key, value in values.items()})
+            self.evaluation("probe", step, values)
             if self.display:
                 self.display.probe(step, values)
 
     def validation(self, step: int, values: dict[str, Any]) -> None:
         """The held-out loss, and what else was measured on the same samples."""
         if self.enabled:
-            self.write("validation", step, values)
-            if ("validation", step) not in self.told:
-                self.wandb.log(step, {f"validation/{key}": value for key, value in values.items()})
+            self.evaluation("validation", step, values)
             if self.display:
                 self.display.validation(step, values)
+
+    def representation(self, step: int, values: dict[str, Any]) -> None:
+        """How good the features are without labels, each with its bound and what it was at the start."""
+        if self.enabled:
+            self.evaluation("representation", step, values)
+            if self.display:
+                self.display.representation(step, values)
+
+    def evaluation(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write what was measured beside training, and hand its numbers to W&B."""
+        self.write(kind, step, values)
+        if (kind, step) not in self.told:
+            numbers = {key: value for key, value in values.items() if not isinstance(value, (str, dict))}
+            self.wandb.log(step, {f"{kind}/{key}": value for key, value in numbers.items()})
 
     def picture(self, step: int, picture: Picture) -> None:
         """Save a picture into the run's folder and show it on W&B."""

@@ -45,12 +45,21 @@ class ProgressDisplay:
 
     def probe(self, step: int, values: dict[str, Any]) -> None:
         """Accuracies of a probe."""
-        parts = [f"{name} {100 * value:.1f} %" for name, value in values.items() if isinstance(value, float)]
+        parts = [
+            f"{name} {100 * value:.1f}"
+            + (f" ± {100 * sd:.1f} %" if (sd := values.get(f"{name}_sd")) else " %")
+            for name, value in values.items()
+            if isinstance(value, float) and not name.endswith("_sd")
+        ]
         self.line(step, "probe: " + "  ".join(parts))
 
     def validation(self, step: int, values: dict[str, Any]) -> None:
         """A held-out loss."""
         self.line(step, "held out: " + "  ".join(f"{name} {number(v).strip()}" for name, v in values.items()))
+
+    def representation(self, step: int, values: dict[str, Any]) -> None:
+        """Measures of the features without labels, each beside its bound and the start of the run."""
+        self.line(step, "features: " + "  ".join(describe_measures(values, compared=step > 0)))
 
     def line(self, step: int, text: str) -> None:
         """One line of its own, above the bar if there is one."""
@@ -71,6 +80,17 @@ class ProgressDisplay:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def describe_measures(values: dict[str, Any], compared: bool) -> list[str]:
+    """`rankme 23.1 of 96 (start 11.2)` of every measure of the features; the start only where it is `compared`."""
+    parts = []
+    for name in (n for n in values if not n.endswith(("_bound", "_start"))):
+        bound, start = values.get(f"{name}_bound"), values.get(f"{name}_start")
+        of = "" if bound is None or bound == 1 else f" of {bound:g}"
+        before = f" (start {start:.3g})" if compared and start is not None else ""
+        parts.append(f"{name} {values[name]:.3g}{of}{before}")
+    return parts
 
 
 def number(value: float) -> str:

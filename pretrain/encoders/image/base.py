@@ -158,6 +158,12 @@ class ImageEncoder(Encoder):
 
         return {"image": center_view(self.image_of(sample), self.sizes)}
 
+    def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """{"image": (C, S, S)}: a crop of a random place and size, not mirrored."""
+        from pretrain.augment.image import random_resized_crop
+
+        return {"image": random_resized_crop(self.image_of(sample), rng, self.config.image_size)}
+
     def image_of(self, sample: dict[str, Any]) -> np.ndarray:
         """A sample's image (H, W, num_channels), see `image_to_array`; an encoder of your own may lack its settings."""
         background: Colour = getattr(self.config, "background", "white")

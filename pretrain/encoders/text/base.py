@@ -129,6 +129,13 @@ class TextEncoder(Encoder):
         """{"tokens", "document_ids", "position_ids"}, (max_length,) each: the sample's first tokens, padded."""
         return self.row(self.tokens_of(sample, self.config.max_length))
 
+    def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """At least half of the sample's first `max_length` tokens, from a random place on."""
+        ids = self.tokens_of(sample, self.config.max_length)
+        length = int(rng.integers((len(ids) + 1) // 2, len(ids) + 1))
+        start = int(rng.integers(len(ids) - length + 1))
+        return self.row(ids[start : start + length])
+
     @classmethod
     def collate(cls, views: list[dict[str, Any]]) -> dict[str, Tensor]:
         """With where documents begin, looked for while the rows still lie on the host."""

@@ -24,9 +24,12 @@ COMMON = [
     "train.global_batch_size=12",
     "train.micro_batch_size=4",
     "tracking.picture_every=0",
+    "representation.every=0",
 ]
 """Batches of four samples, so that shares of 47 are cut unevenly: 12, 6 or 4 batches on 1, 2 or 3 ranks."""
-PROBES = ["probe.every=1", "probe.train_samples=101", "probe.test_samples=50"]
+PROBES = ["probe.every=1", "probe.train_samples=101", "probe.test_samples=50", "probe.grid=true",
+          "representation.samples=47", "representation.every=1", "representation.lidar_views=3",
+          "representation.metrics=[rankme,cosine,dead,alpha_req,lidar,intrinsic_dimension]"]  # fmt: skip
 CASES = {
     "mae": ["mae_digits", *SMALL, *PROBES, "data.validation=sample:digits_test", "validation.samples=47"],
     "mlm": ["mlm_sotu", *TINY, "encoder.max_length=64", "probe.every=0", "data.path={folder}/train",
@@ -52,7 +55,12 @@ class Recorder:
         self.values["validation"] = values
 
     def probe(self, _step, values):
-        self.values["probe"] = values
+        self.values["probe"] = {k: v for k, v in values.items() if k != "grid_cells"} | values.get(
+            "grid_cells", {}
+        )
+
+    def representation(self, _step, values):
+        self.values["representation"] = values
 
 
 def measure(case: str, folder: Path, overrides: list[str]) -> dict[str, dict[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean, stdev
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from pretrain.config.sections import ProbeConfig, TrainConfig
 from pretrain.data import first_of, open_sources
 from pretrain.engine.base import World
 from pretrain.engine.ddp import DDPEngine
+from pretrain.evaluation.few_shot import few_shot_accuracies
 from pretrain.evaluation.probes import OnlineProbe, embed, knn_accuracy, linear_accuracy, number_classes
 from pretrain.optim.build import build_optimizer
 from pretrain.run.run import build_objective
@@ -98,4 +101,10 @@ def test_classifiers_compute_in_fp32_whatever_the_encoder_computes_in():
         test, test_labels = embed(probe.test, objective, engine, "label")
     numbers = number_classes([*train_labels, *test_labels])
     parts = train, numbers[:300], test, numbers[300:]
-    assert found == {"knn": knn_accuracy(*parts, config.probe.neighbours), "linear": linear_accuracy(*parts)}
+    shots = few_shot_accuracies(*parts, config.probe.few_shot)
+    assert found == {
+        "knn": knn_accuracy(*parts, config.probe.neighbours),
+        "linear": linear_accuracy(*parts),
+        "few_shot": mean(shots),
+        "few_shot_sd": stdev(shots),
+    }

@@ -84,7 +84,7 @@ def alone(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "measured.json"
     run_command("tests.pretrain.evaluation.measured", [str(out), str(folder)])
     found = json.loads(out.read_text())
-    assert set(found["mae"]) == {"validation", "probe"}
+    assert set(found["mae"]) == {"validation", "probe", "representation"}
     return found
 
 
