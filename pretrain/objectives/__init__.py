@@ -10,9 +10,11 @@ from pretrain.objectives.clm import CLM
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
+from pretrain.objectives.simmim import SimMIM
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
+    "simmim": SimMIM,
     "mlm": MLM,
     "clm": CLM,
     "autoencoder": Autoencoder,
