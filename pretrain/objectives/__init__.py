@@ -7,6 +7,7 @@ from pretrain.objectives.attribute import Attribute
 from pretrain.objectives.autoencoder import Autoencoder
 from pretrain.objectives.base import Objective
 from pretrain.objectives.clm import CLM
+from pretrain.objectives.electra import ELECTRA
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     "simmim": SimMIM,
     "mlm": MLM,
+    "electra": ELECTRA,
     "clm": CLM,
     "autoencoder": Autoencoder,
     "gan": GAN,
