@@ -35,12 +35,17 @@ BERT = ["encoder.hidden_size=64", "encoder.num_hidden_layers=2", "encoder.num_at
 GPT2 = ["encoder.n_embd=64", "encoder.n_layer=2", "encoder.n_head=2"]
 ROWS = ["data.sequence_length=128", "train.global_batch_size=8", "schedule.warmup_steps=4"]
 SMALLER: dict[str, list[str]] = {
+    "attribute_brown": ["data.path=sample:sotu", "train.global_batch_size=8", "objective={name: attribute, "
+                        "attributes: {shape: {derive: word_shape}, party: {field: json.party}}}"],
     "attribute_digits": [],
     "attribute_sotu": ["train.global_batch_size=8"],
     "autoencoder_digits": ["train.global_batch_size=32"],
     "autoencoder_mlp_digits": [],
     "bert_base": ["data.path={tokens}/cls-sep", *BERT, *ROWS],
     "clm_sotu": ["train.global_batch_size=8"],
+    "electra_base": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=64", *ROWS],
+    "electra_small": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=32", *ROWS],
+    "electra_sotu": ["train.global_batch_size=8"],
     "gan_digits": ["train.global_batch_size=16"],
     "gpt2_124m": ["data.path={tokens}/end", *GPT2, *ROWS],
     "mae_digits": [],
@@ -49,6 +54,10 @@ SMALLER: dict[str, list[str]] = {
                    "objective.decoder_num_hidden_layers=1", "objective.decoder_num_attention_heads=2",
                    "train.global_batch_size=8", "train.epochs=null"],
     "mlm_sotu": ["train.global_batch_size=8"],
+    "simmim_digits": [],
+    "simmim_vit_base": ["data.path=sample:digits", "encoder.image_size=64", "encoder.hidden_size=48",
+                        "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", "train.global_batch_size=8",
+                        "train.epochs=null"],
 }  # fmt: skip
 """By recipe, what makes it cheap; {tokens} is a folder with tokenized paragraphs."""
 
