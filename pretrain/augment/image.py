@@ -78,12 +78,12 @@ def random_box(
 def random_view(
     image: np.ndarray,
     rng: np.random.Generator,
-    size: int,
+    size: ImageSize,
     crop_scale: tuple[float, float],
     interpolation: Interpolation,
     flip: bool,
 ) -> np.ndarray:
-    """What masked image models see: a random crop, half of them mirrored where `flip` is set: (C, size, size).
+    """What masked image models see: a random crop, half of them mirrored where `flip` is set: (C, *size).
 
     A `crop_scale` of (1, 1) takes the whole image, as `center_view` does.
     """

@@ -6,8 +6,9 @@ together, each for itself: no gradient passes through what the generator has dra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -70,15 +71,15 @@ class ELECTRA(Objective):
     replaced or not; a draw that happens to be the token itself counts as not replaced."""
 
     Config = ELECTRAConfig
+    needs: ClassVar[Mapping[str, str]] = {
+        "bidirectional": "ELECTRA looks at both sides",
+        "embedded": "ELECTRA's generator shares the encoder's embeddings of tokens and positions",
+    }
+    alternatives = ("mlm", "clm")
     encoder: BertEncoder
 
     def __init__(self, config: ELECTRAConfig, encoder: BertEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, BertEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: ELECTRA's generator shares the encoder's embeddings of "
-                "tokens and positions; use encoder.name=electra or bert"
-            )
         check_masking(config, encoder)
         from transformers.models.electra.modeling_electra import (
             ElectraDiscriminatorPredictions,

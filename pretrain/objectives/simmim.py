@@ -7,8 +7,9 @@ every place, where MAE's sees a quarter of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,11 +51,16 @@ class SimMIM(Objective):
     """Mean over hidden pixels and channels of |guess − pixel|, pixels of zero mean and unit variance."""
 
     Config = SimMIMConfig
+    needs: ClassVar[Mapping[str, str]] = {
+        "images": "SimMIM paints images",
+        "masked": "SimMIM hides places, and this encoder does not say how it hides one (docs/encoders.md)",
+    }
+    alternatives = ("mlm", "autoencoder")
     encoder: ImageEncoder
 
     def __init__(self, config: SimMIMConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        check_encoder(encoder)
+        check_tiling(encoder)
         self.blocks = count_blocks(config.mask_patch_size, encoder)
         self.hidden_blocks = math.ceil(config.mask_ratio * math.prod(self.blocks))
         if not 0 < config.mask_ratio < 1 or self.hidden_blocks == math.prod(self.blocks):
@@ -67,7 +73,7 @@ class SimMIM(Objective):
         self.roles["head"] = PixelHead(encoder)
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "mask": (h, w)}: a crop, and which of its blocks are hidden."""
+        """{"image": (C, H, W), "mask": (h, w)}: a crop, and which of its blocks are hidden."""
         config, encoder = self.config, self.encoder
         image = random_view(
             encoder.image_of(sample),
@@ -142,18 +148,8 @@ class PixelHead(nn.Module):
         return F.pixel_shuffle(x, self.stride)
 
 
-def check_encoder(encoder: Any) -> None:
-    """Raise a `UserError` for an encoder that cannot hide places, or whose tokens do not tile the image."""
-    name = encoder.config.name
-    if not isinstance(encoder, ImageEncoder):
-        raise UserError(
-            f"encoder.name={name!r}: SimMIM paints images; use encoder.name=vit, or for text objective.name=mlm"
-        )
-    if not encoder.mask_token_size:
-        raise UserError(
-            f"encoder.name={name!r}: does not say how it hides a place (mask_token_size), so SimMIM would hide nothing "
-            "from it; use encoder.name=vit or convnextv2, or see docs/encoders.md"
-        )
+def check_tiling(encoder: ImageEncoder) -> None:
+    """Raise a `UserError` for an encoder whose tokens do not tile the image."""
     (height, width), (rows, columns) = encoder.sizes, encoder.token_grid
     if height % rows or width % columns or height // rows != width // columns:
         raise UserError(

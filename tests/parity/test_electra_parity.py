@@ -141,7 +141,9 @@ def test_a_bert_is_searched_by_a_generator_of_a_quarter_on_its_own_embeddings(da
 
 
 def test_encoders_without_shared_embeddings_are_refused(data):
-    with pytest.raises(UserError, match=r"encoder\.name='modernbert': .* use encoder\.name=electra or bert"):
+    with pytest.raises(
+        UserError, match=r"shares .*; use encoder\.name=bert or electra or objective\.name=mlm"
+    ):
         electra(data, "modernbert")
     with pytest.raises(UserError, match="generator of width 0"):
         electra(data, generator_width=0.001)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTForMaskedImageModeling
+from transformers import SwinConfig, SwinForMaskedImageModeling, ViTConfig, ViTForMaskedImageModeling
 
 from data_tools.errors import UserError
 from pretrain.encoders.image.convnextv2 import ConvNextV2Encoder, ConvNextV2EncoderConfig
 from pretrain.encoders.image.mlp import MLPEncoder, MLPEncoderConfig
+from pretrain.encoders.image.swin import SwinEncoder, SwinEncoderConfig
 from pretrain.encoders.image.vit import ViTEncoder, ViTEncoderConfig
 from pretrain.objectives.simmim import SimMIM, SimMIMConfig
 from tests.text_models import make_encoder, make_tokenizer
@@ -33,17 +34,23 @@ def vit():
     return ViTEncoder(ViTEncoderConfig(**SIZES, num_attention_heads=4, positions="learned"))
 
 
-def batch_of(objective, samples=3):
-    image = np.random.default_rng(1).integers(0, 256, (samples, 24, 24, 3), dtype=np.uint8)
-    given = [{"__key__": str(i), "image": x} for i, x in enumerate(image)]
-    examples = [objective.example(s, np.random.default_rng(i)) for i, s in enumerate(given)]
-    return objective.collate(examples)
+class Blind(ViTEncoder):
+    """An encoder of somebody's that says nothing of hidden places."""
+
+    gives = frozenset({"images"})
 
 
-def test_loss_and_every_gradient_equal_those_of_transformers():
-    objective = simmim(vit())
-    batch, phase = batch_of(objective), objective.phases()[0]
-    model = ViTForMaskedImageModeling(
+def swin():
+    torch.manual_seed(0)
+    return SwinEncoder(
+        SwinEncoderConfig(
+            image_size=24, patch_size=4, embed_dim=16, depths=(1, 2), num_heads=(2, 4), window_size=3
+        )
+    )
+
+
+def their_vit():
+    return ViTForMaskedImageModeling(
         ViTConfig(
             **SIZES,
             num_attention_heads=4,
@@ -54,8 +61,36 @@ def test_loss_and_every_gradient_equal_those_of_transformers():
             attention_probs_dropout_prob=0.0,
         )
     )
-    own = {f"vit.{name}": p for name, p in objective.encoder.model.named_parameters()}
-    own["vit.embeddings.mask_token"] = objective.roles["mask_token"].mask_token
+
+
+def their_swin():
+    return SwinForMaskedImageModeling(
+        SwinConfig(
+            image_size=24,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1, 2],
+            num_heads=[2, 4],
+            window_size=3,
+            encoder_stride=8,
+            drop_path_rate=0.0,
+        )
+    )
+
+
+def batch_of(objective, samples=3):
+    image = np.random.default_rng(1).integers(0, 256, (samples, 24, 24, 3), dtype=np.uint8)
+    given = [{"__key__": str(i), "image": x} for i, x in enumerate(image)]
+    examples = [objective.example(s, np.random.default_rng(i)) for i, s in enumerate(given)]
+    return objective.collate(examples)
+
+
+@pytest.mark.parametrize(("base", "ours", "theirs"), [("vit", vit, their_vit), ("swin", swin, their_swin)])
+def test_loss_and_every_gradient_equal_those_of_transformers(base, ours, theirs):
+    objective, model = simmim(ours()), theirs()
+    batch, phase = batch_of(objective), objective.phases()[0]
+    own = {f"{base}.{name}": p for name, p in objective.encoder.model.named_parameters()}
+    own[f"{base}.embeddings.mask_token"] = objective.roles["mask_token"].mask_token
     own |= {f"decoder.0.{name}": p for name, p in objective.roles["head"].project.named_parameters()}
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict({name: p.detach().view(shapes[name]) for name, p in own.items()}, strict=True)
@@ -131,9 +166,7 @@ def test_settings_that_hide_nothing_or_everything_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no whole squares for 3×3 tokens"):
         config = ConvNextV2EncoderConfig(image_size=25, patch_size=4, hidden_sizes=(8, 16), depths=(1, 1))
         simmim(ConvNextV2Encoder(config), mask_patch_size=5)
-    with pytest.raises(UserError, match=r"SimMIM paints images; .* for text objective\.name=mlm"):
+    with pytest.raises(UserError, match=r"SimMIM paints images; .* or objective\.name=mlm"):
         simmim(make_encoder("bert", make_tokenizer(tmp_path)))
-    encoder = vit()
-    encoder.mask_token_size = 0  # as an encoder of somebody's that says nothing of it
-    with pytest.raises(UserError, match="SimMIM would hide nothing"):
-        simmim(encoder)
+    with pytest.raises(UserError, match="does not say how it hides one"):
+        simmim(Blind(ViTEncoderConfig(**SIZES, num_attention_heads=4)))

@@ -34,6 +34,7 @@ class BertEncoder(BidirectionalTextEncoder):
     """Post-norm blocks, learned positions, every token sees its whole document."""
 
     Config = BertEncoderConfig
+    gives = frozenset({"text", "bidirectional", "embedded"})
     HFConfig = BertConfig
     HFModel = BertModel
     model_types = ("bert",)
