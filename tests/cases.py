@@ -16,9 +16,9 @@ PATCHES = f"{DIGITS}, patch_size: 7, hidden_size: 16, num_hidden_layers: 2, num_
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
 CASES: dict[str, list[str]] = {
     "mae": MAE,
-    "simmim": ["simmim_digits", *VIT],
-    "simmim_cnn": ["simmim_digits", "encoder={name: convnextv2, image_size: 28, num_channels: 1, patch_size: 2, "
-                   "hidden_sizes: [8, 16], depths: [1, 1], image_mean: [0.5], image_std: [0.5]}"],
+    "simmim": ["simmim_digits", "encoder={name: vit, image_size: 28, num_channels: 1, patch_size: 4, hidden_size: 16, "
+               "num_hidden_layers: 2, num_attention_heads: 2, image_mean: [0.5], image_std: [0.5]}"],
+    "simmim_cnn": ["simmim_digits", *CONVNEXT, "encoder.patch_size=2"],
     "mlm": ["mlm_sotu", *VIT, "encoder.max_length=64"],
     "electra": ["electra_sotu", *VIT, "encoder.embedding_size=8", "encoder.max_length=64"],
     "clm": CLM,

@@ -40,6 +40,7 @@ class Attribute(Objective):
     """Σ over attributes of weight · valid · error, divided by the number of valid answers."""
 
     Config = AttributeConfig
+    encoder: Any
 
     def __init__(self, config: AttributeConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
@@ -69,10 +70,10 @@ class Attribute(Objective):
         """
         view = self.view(sample)
         changed = {}
-        for name in self.changes:
-            change, ways = CHANGES[name]
-            changed[name] = int(rng.integers(ways))
-            view["image"] = change(view["image"], changed[name])
+        for which in self.changes:
+            change, ways = CHANGES[which]
+            changed[which] = int(rng.integers(ways))
+            view["image"] = change(view["image"], changed[which])
         for name, spec in self.specs.items():
             value = changed[spec.derive] if spec.derive in changed else answer(sample, spec)
             numbers: Any = self.number(name, value)
