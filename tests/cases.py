@@ -16,11 +16,18 @@ PATCHES = f"{DIGITS}, patch_size: 7, hidden_size: 16, num_hidden_layers: 2, num_
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
 CASES: dict[str, list[str]] = {
     "mae": MAE,
+    "simmim": ["simmim_digits", "encoder={name: vit, image_size: 28, num_channels: 1, patch_size: 4, hidden_size: 16, "
+               "num_hidden_layers: 2, num_attention_heads: 2, image_mean: [0.5], image_std: [0.5]}"],
+    "simmim_cnn": ["simmim_digits", *CONVNEXT, "encoder.patch_size=2"],
     "mlm": ["mlm_sotu", *VIT, "encoder.max_length=64"],
+    "electra": ["electra_sotu", *VIT, "encoder.embedding_size=8", "encoder.max_length=64"],
     "clm": CLM,
     "own_head": [*CLM, "objective.tie_embeddings=false"],
     "gan": [*GAN, "objective.r1_every=4"],
     "attribute": ["attribute_digits", *VIT],
+    "attribute_words": ["attribute_sotu", *VIT, "encoder.max_length=64", "objective={name: attribute, attributes: {"
+                        "party: {field: json.party}, length: {derive: sentence_length, kind: number}, "
+                        "shape: {derive: word_shape}}}"],
     "autoencoder": ["autoencoder_digits", *CONVNEXT, "objective.latent_size=8", "objective.decoder_width=8"],
     "autoencoder_mlp": ["autoencoder_mlp_digits", "encoder.hidden_sizes=[32, 16]", "objective.latent_size=8",
                         "objective.decoder_width=16"],
@@ -44,9 +51,9 @@ CASES: dict[str, list[str]] = {
     "hard_without_penalty": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard', penalty: false}"],
 }  # fmt: skip
 """By name: a recipe and what makes it tiny."""
-LEARNERS = ("mae", "mlm", "clm", "gan", "attribute", "autoencoder", "autoencoder_mlp", "dinov2", "dinov3", "swin",
-            "resnet", "vae", "vqvae", "vqvae_gradient", "bigan",
-            "context_encoder")  # fmt: skip
+LEARNERS = ("mae", "simmim", "simmim_cnn", "mlm", "electra", "clm", "gan", "attribute", "attribute_words",
+            "autoencoder", "autoencoder_mlp", "dinov2", "dinov3", "swin", "resnet", "vae", "vqvae", "vqvae_gradient",
+            "bigan", "context_encoder")  # fmt: skip
 """What a user trains: every objective, and every kind of encoder."""
 WITHOUT_PENALTY = {"gan": "gan_without_r1", "hard": "hard_without_penalty"}
 """The same without the phases that differentiate twice, which ZeRO-3 and 16 bits under DeepSpeed refuse."""

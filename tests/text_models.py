@@ -33,6 +33,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "local_attention": 8,
     },
+    "electra": {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "llama": {
         "hidden_size": 32,
@@ -44,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = tuple(SIZES)
-BIDIRECTIONAL, CAUSAL = FAMILIES[:2], FAMILIES[2:]
+BIDIRECTIONAL, CAUSAL = FAMILIES[:3], FAMILIES[3:]
 
 
 def make_tokenizer(folder: Path) -> ModelFolder:

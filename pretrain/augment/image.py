@@ -75,6 +75,27 @@ def random_box(
     return center_box(height, width, size)
 
 
+def random_view(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    size: ImageSize,
+    crop_scale: tuple[float, float],
+    interpolation: Interpolation,
+    flip: bool,
+) -> np.ndarray:
+    """What masked image models see: a random crop, half of them mirrored where `flip` is set: (C, *size).
+
+    A `crop_scale` of (1, 1) takes the whole image, as `center_view` does.
+    """
+    if tuple(crop_scale) == (1, 1):
+        view = center_view(image, size, interpolation)
+    else:
+        view = random_resized_crop(image, rng, size, crop_scale, interpolation=interpolation)
+    if flip and rng.random() < 0.5:
+        view = np.ascontiguousarray(view[:, :, ::-1])
+    return view
+
+
 def random_shift(image: np.ndarray, rng: np.random.Generator, pixels: int) -> np.ndarray:
     """(C, H, W) moved by up to `pixels` in both directions, zeros moving in."""
     dy, dx = rng.integers(-pixels, pixels + 1, size=2)

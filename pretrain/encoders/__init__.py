@@ -13,6 +13,7 @@ from pretrain.encoders.image.resnet import ResNetEncoder
 from pretrain.encoders.image.swin import SwinEncoder, SwinV2Encoder
 from pretrain.encoders.image.vit import ViTEncoder
 from pretrain.encoders.text.bert import BertEncoder
+from pretrain.encoders.text.electra import ElectraEncoder
 from pretrain.encoders.text.gpt2 import GPT2Encoder
 from pretrain.encoders.text.llama import LlamaEncoder
 from pretrain.encoders.text.modernbert import ModernBertEncoder
@@ -29,6 +30,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "mlp": MLPEncoder,
     "cnn": CNNEncoder,
     "bert": BertEncoder,
+    "electra": ElectraEncoder,
     "modernbert": ModernBertEncoder,
     "gpt2": GPT2Encoder,
     "llama": LlamaEncoder,

@@ -9,15 +9,19 @@ from pretrain.objectives.base import Objective
 from pretrain.objectives.bigan import BiGAN
 from pretrain.objectives.clm import CLM
 from pretrain.objectives.context_encoder import ContextEncoder
+from pretrain.objectives.electra import ELECTRA
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
+from pretrain.objectives.simmim import SimMIM
 from pretrain.objectives.vae import VAE
 from pretrain.objectives.vqvae import VQVAE
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
+    "simmim": SimMIM,
     "mlm": MLM,
+    "electra": ELECTRA,
     "clm": CLM,
     "autoencoder": Autoencoder,
     "vae": VAE,

@@ -7,8 +7,12 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +27,8 @@ from data_tools.errors import UserError
 from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import cache_folder
 from pretrain.encoders.base import field
-from pretrain.objectives.derived_attributes import DERIVED, ROTATIONS
+from pretrain.objectives.derived_attributes import CHANGES, DERIVED
+from pretrain.objectives.words import Span, find_words
 
 if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
@@ -39,13 +44,33 @@ class AttributeSpec:
 
     field: str | None = None
     """Where the answer stands in the sample, e.g. `label`, or `json.color` for a key of its JSON member."""
-    derive: Literal["brightness", "stroke_width", "rotation"] | None = None
-    """What is computed from the image: mean ink, dominant stroke width, or the quarter turn it was given (RotNet)."""
+    derive: (
+        Literal[
+            "brightness", "contrast", "stroke_width", "dominant_colour", "edge_orientation", "rotation", "jigsaw",
+            "sentence_length", "sentiment", "word_shape",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """What is computed from the image or text; of `rotation` and `jigsaw`, which quarter turn or order of tiles the
+    image was given."""
+    of: Literal["sample", "words"] = "sample"
+    """`words`: the field has a list, an answer (or null) for each word of the text."""
+    words: str | None = None
+    """With `of: words`: the field with the words, in the text's order. Default: what stands between white space."""
+    subwords: Literal["first", "all"] = "first"
+    """Which tokens of a word are asked."""
+    lexicon: str | None = None
+    """Of `sentiment`: a file with a word and its score in each line, separated by a tab, a comma or a space."""
     kind: Literal["classes", "binary", "number"] = "classes"
     """Cross-entropy, binary cross-entropy, or squared error of the standardised number."""
     classes: tuple[str | int | bool, ...] | None = None
     """The answers, in order; default: for `label` those that the manifest names, else all that the data set has."""
     weight: NonNegativeFloat = 1.0
+
+    @property
+    def of_words(self) -> bool:
+        """Whether each word has an answer of its own."""
+        return self.of == "words" or (self.derive in DERIVED and DERIVED[self.derive].of_words)
 
 
 @dataclass(frozen=True)
@@ -73,15 +98,69 @@ class Answers:
 
 
 def answer(sample: dict[str, Any], spec: AttributeSpec) -> Any:
-    """An attribute's value for a sample; None where the sample does not have the field."""
+    """An attribute's value for a sample, or a list of those of its words; None where there is none.
+
+    Raises:
+        IncompleteSampleError: what it is computed from is not there.
+        UserError: an answer is NaN.
+    """
     if spec.derive:
-        return DERIVED[spec.derive](lay_on(field(sample, "image")))
+        derived = DERIVED[spec.derive]
+        if derived.modality == "image":
+            return derived.compute(lay_on(field(sample, "image")))
+        text = field(sample, "text")
+        if spec.lexicon:
+            return derived.compute(text, read_lexicon(spec.lexicon))
+        if derived.of_words:
+            return [derived.compute(text[begin:end]) for begin, end in words_of(sample, spec)]
+        return derived.compute(text)
     try:
         value = field(sample, spec.field or "")
     except UserError:
         return None
-    refuse_nan(value, sample["__key__"], spec.field)
+    for one in value if isinstance(value, list) else [value]:
+        refuse_nan(one, sample["__key__"], spec.field)
     return value
+
+
+def words_of(sample: dict[str, Any], spec: AttributeSpec) -> list[Span]:
+    """Where the words of a sample's text stand.
+
+    Raises:
+        UserError: the words that it names are not those of its text.
+    """
+    words = field(sample, spec.words) if spec.words else None
+    try:
+        return find_words(field(sample, "text"), words)
+    except ValueError as error:
+        raise UserError(f"sample {sample.get('__key__')!r}: {spec.words}: {error}") from None
+
+
+@cache
+def read_lexicon(path: str) -> dict[str, float]:
+    """Scores by word, in small letters. Further columns, empty lines and those that begin with # are passed over.
+
+    Raises:
+        UserError: the file cannot be read, has a line without a score, or no line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"lexicon={path}: cannot be read ({error}); give a text file in UTF-8") from None
+    scores = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        word, *rest = re.split(r"\t+" if "\t" in line else r"[,;\s]\s*", line.strip())
+        try:
+            scores[word.lower()] = float(rest[0])
+        except (IndexError, ValueError):
+            raise UserError(
+                f"lexicon={path}, line {number}: {line[:60]!r} is no word and number; write e.g. good<tab>1.9"
+            ) from None
+    if not scores:
+        raise UserError(f"lexicon={path}: has no word in it; write a word and its score in each line")
+    return scores
 
 
 def refuse_nan(value: Any, key: str, name: str | None) -> None:
@@ -99,12 +178,15 @@ def find_answers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str,
     numbers = {name: spec for name, spec in specs.items() if spec.kind == "number"}
     found = learn_numbers(numbers, dataset) if numbers else {}
     for name, spec in specs.items():
-        if spec.derive == "rotation":
-            found[name] = Answers("classes", {turns: turns for turns in range(ROTATIONS)})
+        if spec.derive in CHANGES:
+            found[name] = Answers("classes", {which: which for which in range(CHANGES[spec.derive][1])})
         elif spec.kind == "binary":
             found[name] = Answers("binary", {})
         elif spec.kind == "classes":
-            classes = list(spec.classes or named_classes(spec, dataset) or find_classes(name, spec, dataset))
+            known = spec.classes or (
+                DERIVED[spec.derive].classes if spec.derive else named_classes(spec, dataset)
+            )
+            classes = list(known or find_classes(name, spec, dataset))
             found[name] = Answers("classes", {value: i for i, value in enumerate(classes)})
     return found
 
@@ -115,7 +197,8 @@ def learn_numbers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str
     for i in np.setdiff1d(np.linspace(0, len(dataset) - 1, SCANNED).astype(np.int64), dataset.marked):
         sample = dataset[int(i)]
         for name, spec in specs.items():
-            values[name].append(answer(sample, spec))
+            value = answer(sample, spec)
+            values[name] += value if spec.of_words and isinstance(value, list) else [value]
     found = {}
     for name, spec in specs.items():
         present = [value for value in values[name] if value is not None]
@@ -128,6 +211,8 @@ def learn_numbers(specs: dict[str, AttributeSpec], dataset: Dataset) -> dict[str
 
 
 def missing(name: str, spec: AttributeSpec) -> str:
+    if spec.derive:
+        return f"objective.attributes.{name}: {spec.derive} has no answer in any sample; see `data show`"
     return f"objective.attributes.{name}: no sample has the field {spec.field!r}; see `data show`"
 
 
@@ -139,7 +224,7 @@ def named_classes(spec: AttributeSpec, dataset: Dataset) -> list[int] | None:
 
 def find_classes(name: str, spec: AttributeSpec, dataset: Dataset) -> list[Any]:
     """Every class that the data set has, sorted by its text: scanned whole once, and cached on this machine."""
-    found = scan_once(dataset, spec.field or "")
+    found = scan_once(dataset, spec.field or "", spec.of_words)
     classes: list[Any] = found["classes"]
     if not classes:
         raise UserError(missing(name, spec))
@@ -150,9 +235,10 @@ def find_classes(name: str, spec: AttributeSpec, dataset: Dataset) -> list[Any]:
     return classes
 
 
-def scan_once(dataset: Dataset, name: str) -> dict[str, Any]:
+def scan_once(dataset: Dataset, name: str, of_words: bool = False) -> dict[str, Any]:
     """`scan` of a data set, from the cache where that was done before; one process of a machine scans, others wait."""
-    key = hashlib.blake2b(f"{dataset.fingerprint}/{name}".encode(), digest_size=16).hexdigest()
+    named = f"{dataset.fingerprint}/{name}" + "/words" * of_words
+    key = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
     path = cache_folder() / "classes-v2" / f"{key}.json"  # v1 took -1 of a .cls for a class
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
@@ -165,12 +251,12 @@ def scan_once(dataset: Dataset, name: str) -> dict[str, Any]:
             len(dataset),
             name,
         )
-        found = scan(dataset, name)
+        found = scan(dataset, name, of_words)
         write_atomically(path, json.dumps(found).encode())
     return found
 
 
-def scan(dataset: Dataset, name: str) -> dict[str, Any]:
+def scan(dataset: Dataset, name: str, of_words: bool = False) -> dict[str, Any]:
     """{"classes": …, "missing": samples without an answer, "damaged": samples that cannot be read} of a field.
 
     Only the members that the field may stand in (of its kind, or of its own extension) are decoded.
@@ -194,10 +280,16 @@ def scan(dataset: Dataset, name: str) -> dict[str, Any]:
         except UserError:
             without += 1
             continue
-        if isinstance(value, (dict, list, np.ndarray, bytes)):
-            raise UserError(f"sample {key!r}: {name} holds a {type(value).__name__}, not a class")
-        refuse_nan(value, key, name)
-        counts[value] += value is not None
-        without += value is None
+        if of_words and not isinstance(value, (list, NoneType)):
+            raise UserError(
+                f"sample {key!r}: {name} holds a {type(value).__name__}, not a list of its words' classes"
+            )
+        for one in value if of_words and value else [value]:
+            if isinstance(one, (dict, list, np.ndarray, bytes)):
+                hint = "; of: words asks each word" if isinstance(one, list) and not of_words else ""
+                raise UserError(f"sample {key!r}: {name} holds a {type(one).__name__}, not a class{hint}")
+            refuse_nan(one, key, name)
+            counts[one] += one is not None
+            without += one is None
     classes = sorted((value for value, count in counts.items() if count), key=str)
     return {"classes": classes, "missing": without, "damaged": damaged}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -63,6 +63,16 @@ class Encoded:
 
     tokens: Tensor
     pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A whole `transformers` model, heads and all, that is released beside the product."""
+
+    model: Any
+    """With the weights that were trained."""
+    logits: Callable[[Batch], Tensor]
+    """What the roles give for whole samples, token by token (B, L, …): what the release must give too."""
 
 
 class Objective:
@@ -179,6 +189,10 @@ class Objective:
     def describe_supervision(self) -> str:
         """For the model card, after "pretrained": what told the encoder what is right."""
         return "without labels"
+
+    def companions(self) -> dict[str, Companion]:
+        """By the name of their folder in a release, what is released beside the product. One process."""
+        return {}
 
     def picture(self, batch: Batch) -> Picture | None:
         """What was given, what was hidden and what was guessed, for people. Called on all ranks together."""

@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.augment.image import Interpolation, center_view, random_resized_crop
+from pretrain.augment.image import Interpolation, random_view
 from pretrain.config.schema import Range
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config
@@ -76,16 +76,9 @@ class MAE(Objective):
         """{"image": (C, H, W)}: a crop, where samples are images; others as the encoder views them."""
         if not isinstance(self.encoder, ImageEncoder):
             return self.view(sample)
+        image, config = self.encoder.image_of(sample), self.config
         size = self.encoder.config.image_size
-        image = self.encoder.image_of(sample)
-        if tuple(self.config.crop_scale) == (1, 1):
-            view = center_view(image, size, self.config.crop_interpolation)
-        else:
-            view = random_resized_crop(
-                image, rng, size, self.config.crop_scale, interpolation=self.config.crop_interpolation
-            )
-        if self.config.flip and rng.random() < 0.5:
-            view = np.ascontiguousarray(view[:, :, ::-1])
+        view = random_view(image, rng, size, config.crop_scale, config.crop_interpolation, config.flip)
         return {"image": view}
 
     def count_per_sample(self, phase: Phase) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.encoders.text.tokenizer import tokens_by_id
+from pretrain.ops.linear_cross_entropy import IGNORE
 
 Unit = Literal["token", "word", "span"]
 SPAN_P, SPAN_MAX = 0.2, 10
@@ -53,6 +54,26 @@ def continues_word(pieces: list[str]) -> BoolArray:
     starts = {chr(code) for code in range(0x100, 0x121)} if byte_level else {"▁"}
     first = [piece[:1] for piece in pieces]
     return np.array([c not in starts and (c.isalnum() or not c.isascii()) for c in first])
+
+
+def hide_tokens(
+    row: dict[str, Int64Array],
+    vocabulary: Vocabulary,
+    ratio: float,
+    unit: Unit,
+    shares: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> dict[str, Int64Array]:
+    """A row (L,) with some of its tokens hidden, and which: "masked" (K,), "target" (K,).
+
+    K is the same for all rows of a length; a row with padding leaves some of it unused, with the target `IGNORE`.
+    """
+    places = choose_masked(row["tokens"], row["document_ids"], vocabulary, ratio, unit, rng)
+    slots = max(1, round(ratio * len(row["tokens"])))
+    masked, target = np.zeros(slots, dtype=np.int64), np.full(slots, IGNORE, dtype=np.int64)
+    masked[: len(places)], target[: len(places)] = places, row["tokens"][places]
+    tokens = replace(row["tokens"], places, shares, vocabulary, rng)
+    return {**row, "tokens": tokens, "masked": masked, "target": target}
 
 
 def choose_masked(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from pretrain.encoders.text.base import BidirectionalTextEncoder
+from pretrain.encoders.text.base import BidirectionalTextEncoder, TextEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
-from pretrain.objectives.masking import Unit, choose_masked, read_vocabulary, replace
+from pretrain.objectives.masking import Unit, hide_tokens, read_vocabulary
 from pretrain.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from pretrain.tracking.pictures import TextExcerpt, TextExcerpts
 
@@ -44,25 +44,15 @@ class MLM(Objective):
 
     def __init__(self, config: MLMConfig, encoder: BidirectionalTextEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        check(config, encoder)
+        check_masking(config, encoder)
         self.vocabulary = read_vocabulary(encoder.tokenizer, encoder.vocab_size)
-        self.head = MLMHead(encoder)
+        self.head = MLMHead(encoder.prediction_transform(), encoder.vocab_size)
         self.roles["head"] = self.head
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"tokens", "document_ids", "position_ids": (L,), "masked", "target": (K,)}: a row, and what is hidden in it.
-
-        K is the same for all rows of a length; a row with padding leaves some of it unused, with the target `IGNORE`.
-        """
-        row = self.encoder.row_of(sample, rng)
-        places = choose_masked(
-            row["tokens"], row["document_ids"], self.vocabulary, self.config.mask_ratio, self.config.unit, rng
-        )
-        slots = max(1, round(self.config.mask_ratio * len(row["tokens"])))
-        masked, target = np.zeros(slots, dtype=np.int64), np.full(slots, IGNORE, dtype=np.int64)
-        masked[: len(places)], target[: len(places)] = places, row["tokens"][places]
-        tokens = replace(row["tokens"], places, self.config.replacement, self.vocabulary, rng)
-        return {**row, "tokens": tokens, "masked": masked, "target": target}
+        """{"tokens", "document_ids", "position_ids": (L,), "masked", "target": (K,)}: a row, and what it hides."""
+        row, config = self.encoder.row_of(sample, rng), self.config
+        return hide_tokens(row, self.vocabulary, config.mask_ratio, config.unit, config.replacement, rng)
 
     def count(self, phase: Phase, batch: Batch) -> float:
         """Hidden tokens."""
@@ -119,10 +109,10 @@ class MLMHead(nn.Module):
     The embeddings are passed in: the encoder owns them, so that no engine or checkpoint sees them twice.
     """
 
-    def __init__(self, encoder: BidirectionalTextEncoder) -> None:
+    def __init__(self, transform: nn.Module, vocab_size: int) -> None:
         super().__init__()
-        self.transform = encoder.prediction_transform()
-        self.bias = nn.Parameter(torch.zeros(encoder.vocab_size))
+        self.transform = transform
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden: Tensor, embedding: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (N, D), embedding (V, D), target (N,) → the summed loss, and how many guesses are right."""
@@ -141,12 +131,12 @@ def append(parts: list[tuple[list[int], str]], token: int, kind: str) -> None:
         parts.append(([token], kind))
 
 
-def check(config: MLMConfig, encoder: Any) -> None:
-    """Raise a `UserError` for settings that cannot work."""
+def check_masking(config: Any, encoder: TextEncoder) -> None:
+    """Raise a `UserError` for settings of hidden tokens that cannot work, or a tokenizer without a mask token."""
     if getattr(encoder.tokenizer, "mask_token_id", None) is None:
         raise UserError(
-            f"{encoder.tokenizer_folder or encoder.dataset_folder}: MLM needs a tokenizer with a mask token beside the "
-            "data; make one with `python -m data_tools tokenizer`"
+            f"{encoder.tokenizer_folder or encoder.dataset_folder}: objective.name={config.name} needs a tokenizer "
+            "with a mask token beside the data; make one with `python -m data_tools tokenizer`"
         )
     if not 0 < config.mask_ratio < 1:
         raise UserError(f"objective.mask_ratio={config.mask_ratio}: must lie between 0 and 1")

@@ -1,7 +1,8 @@
 """Which objective runs on which encoder: objectives say what they need, encoders what they give.
 
 What there is to give: `images` or `text`; `dropped`: patches that are left out before the first block; `masked`: places
-that have a token or a colour instead; `bidirectional`, `causal`: who sees whom in a text.
+that have a token or a colour instead; `bidirectional`, `causal`: who sees whom in a text; `embedded`: its embeddings
+alone, for another network's blocks.
 """
 
 from __future__ import annotations

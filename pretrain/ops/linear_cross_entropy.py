@@ -35,6 +35,24 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, bias, target, chunk, torch.is_grad_enabled())
 
 
+@torch.no_grad()
+def sample_tokens(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, noise: Tensor, chunk: int = CHUNK
+) -> Tensor:
+    """(N,) int64: for each row the token whose stretch of the cumulated softmax(hidden · weightᵀ + bias) holds `noise`.
+
+    One uniform number a row (N,) in [0, 1) decides, so that a sample's draw can travel with it to whichever rank.
+    """
+    sampled = []
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        logits = torch.nn.functional.linear(hidden[rows], weight, bias)  # (C, V)
+        cumulated = logits.double().softmax(-1).cumsum(-1)
+        sought = noise[rows].double().unsqueeze(1) * cumulated[:, -1:]
+        sampled.append(torch.searchsorted(cumulated, sought, right=True).squeeze(1))
+    return torch.cat(sampled).clamp(max=len(weight) - 1)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -58,16 +58,18 @@ class ScheduleConfig:
     """Linear warm-up, then the named decay down to `min_lr_ratio` of the peak.
 
     `wsd` (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395) stays at the peak and falls in the last
-    `decay_ratio` of the run; `inverse_sqrt` falls with the root of the step and needs no end (Vaswani et al. 2017).
+    `decay_ratio` of the run, where `step` falls at once; `inverse_sqrt` falls with the root of the step and needs no
+    end (Vaswani et al. 2017).
     """
 
-    name: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    name: Literal["cosine", "linear", "constant", "wsd", "step", "inverse_sqrt"] = "cosine"
     warmup_steps: NonNegativeInt | None = None
     warmup_ratio: Share | None = None
     """Warm-up as a share of the run, so that it shrinks with `train.steps`; give this or `warmup_steps`."""
     min_lr_ratio: Share = 0.0
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the run in which `wsd` falls, by 1 - √progress (Hägele et al. 2024, arXiv:2405.18392)."""
+    """Share of the run in which `wsd` falls, by 1 - √progress (Hägele et al. 2024, arXiv:2405.18392), and that `step`
+    ends with."""
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of `total_steps`."""

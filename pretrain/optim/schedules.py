@@ -24,6 +24,8 @@ def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> floa
         case "wsd":
             falling = 1 - (total_steps - step) / (schedule.decay_ratio * total_steps)
             decay = 1 - math.sqrt(max(0.0, falling))
+        case "step":
+            decay = float(total_steps - step > schedule.decay_ratio * total_steps)
         case "inverse_sqrt":
             decay = math.sqrt(max(1, warmup) / (step + 1))
         case _:

@@ -39,6 +39,7 @@ def write_model_card(folder: Path, run: Path, objective: Objective, config: Conf
         f"An encoder pretrained {objective.describe_supervision()} by `{config.objective.name}` for {step:,} steps of "
         f"{config.train.global_batch_size:,} samples. It holds {parameters(encoder):,} parameters and gives one vector "
         f"of width {encoder.dim} a token.",
+        *companions_section(objective),
         "## Use\n\n```python\n" + encoder.card_code() + "```\n\n" + use_notes(encoder),
         "## Data\n\n" + data_section(config, dataset),
         "## Results\n\n" + results_section(run, step),
@@ -47,6 +48,15 @@ def write_model_card(folder: Path, run: Path, objective: Objective, config: Conf
         "in the first lines of this file.",
     ]
     (folder / "README.md").write_text(redact_text("\n\n".join(sections)) + "\n", encoding="utf-8")
+
+
+def companions_section(objective: Objective) -> list[str]:
+    """A paragraph that names the models beside the encoder, where there are any."""
+    named = [
+        f"`{name}/` (`{type(companion.model).__name__}`)"
+        for name, companion in objective.companions().items()
+    ]
+    return [f"Beside it lie, whole with their heads: {', '.join(named)}."] if named else []
 
 
 def front_matter(config: Config, encoder: Encoder) -> str:

@@ -26,10 +26,12 @@ from pretrain.config.sections import Config
 from pretrain.data import first_of, open_sources
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.hf_model import without_pooler
-from pretrain.objectives.base import Batch, Objective
+from pretrain.encoders.text.tokenizer import copy_tokenizer
+from pretrain.objectives.base import Batch, Companion, Objective
 from pretrain.release.model_card import write_model_card
 from pretrain.run.folder import load_run_config
 from pretrain.weights.from_transformers import refuse_loading_gaps
+from pretrain.weights.gaps import refuse_gaps
 from pretrain.weights.model_folder import SETTINGS_KEY, no_progress_bars
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,8 @@ def release_run(run: Path, out: Path | None = None, best: bool = False) -> Path:
         trained.encoder.save(folder)
         record_settings(trained.encoder, folder)
         check_release(trained.encoder, trained.dataset, folder)
+        for name, companion in trained.objective.companions().items():
+            save_companion(companion, trained.encoder, trained.dataset, folder / name)
         write_model_card(folder, run, trained.objective, trained.config, trained.step)
 
     return write_whole(out, write)
@@ -175,6 +179,30 @@ def check_release(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
             f"(at most {TOLERANCE:g} is rounding); the release is not written, please report this"
         )
     encoder.check_processor(folder, samples)
+
+
+@torch.no_grad()
+def save_companion(companion: Companion, encoder: Encoder, dataset: Dataset, folder: Path) -> None:
+    """Write a model that goes with the encoder, open it again, and compare its logits with what was trained.
+
+    Raises:
+        UserError: a tensor is missing or unexpected, or logits differ.
+    """
+    companion.model.save_pretrained(folder)
+    if source := getattr(encoder, "tokenizer_folder", None):
+        copy_tokenizer(source, folder)
+    opened, report = type(companion.model).from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    refuse_gaps(f"{folder}: does not hold what was written", dict.fromkeys(report["missing_keys"], "missing"))
+    batch = encoder.collate([encoder.view(sample) for sample in choose_samples(encoder, dataset)])
+    expected, mask = companion.logits(batch), encoder.find_valid(batch)
+    difference = (opened.eval()(**encoder.plain_inputs(batch)).logits - expected).abs()[mask].max().item()
+    if not difference <= TOLERANCE * max(1.0, expected[mask].abs().max().item()):
+        raise UserError(
+            f"{folder}: its logits differ from those of training by {difference:.2g}; the release is not written, "
+            "please report this"
+        )
 
 
 def choose_samples(encoder: Encoder, dataset: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,18 @@ from pretrain.weights.fit import Grid, fit_tensor
 from pretrain.weights.gaps import LoadingReport, refuse_gaps
 from pretrain.weights.model_folder import ModelFolder, find_tensors, read_model_config, resolve_encoder
 
-HEADS = ("pooler.", "classifier.", "score.", "lm_head.", "cls.", "head.", "decoder.")
+HEADS = (
+    "pooler.",
+    "classifier.",
+    "score.",
+    "lm_head.",
+    "cls.",
+    "head.",
+    "decoder.",
+    "generator_predictions.",
+    "generator_lm_head.",
+    "discriminator_predictions.",
+)
 """Parameters of heads that a folder may hold and an encoder does without."""
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids")
 """What older versions of `transformers` saved though it follows from the configuration."""

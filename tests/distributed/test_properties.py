@@ -20,7 +20,7 @@ from tests.processes import losses, run
 STEPS, SAVED_AT = 8, 4
 SETTINGS = [f"train.steps={STEPS}", f"checkpoint.every={SAVED_AT}", f"tracking.picture_every={STEPS}",
             "train.deterministic=true"]  # fmt: skip
-NO_PICTURE = ("attribute", "swin", "resnet")
+NO_PICTURE = ("attribute", "attribute_words", "swin", "resnet")
 """Cases of attributes, which have none."""
 NO_RELEASE = ("autoencoder_mlp",)
 """`transformers` has no such model."""

@@ -35,6 +35,8 @@ BERT = ["encoder.hidden_size=64", "encoder.num_hidden_layers=2", "encoder.num_at
 GPT2 = ["encoder.n_embd=64", "encoder.n_layer=2", "encoder.n_head=2"]
 ROWS = ["data.sequence_length=128", "train.global_batch_size=8", "schedule.warmup_steps=4"]
 SMALLER: dict[str, list[str]] = {
+    "attribute_brown": ["data.path=sample:sotu", "train.global_batch_size=8", "objective={name: attribute, "
+                        "attributes: {shape: {derive: word_shape}, party: {field: json.party}}}"],
     "attribute_digits": [],
     "attribute_sotu": ["train.global_batch_size=8"],
     "autoencoder_digits": ["train.global_batch_size=32"],
@@ -48,6 +50,9 @@ SMALLER: dict[str, list[str]] = {
     "context_encoder_images": ["data.path=sample:digits", "data.workers=0", "encoder.image_size=32",
                                "encoder.hidden_sizes=[8, 8]", "objective.hole_size=16", "objective.bottleneck_size=16",
                                "objective.width=8", "train.global_batch_size=8", "train.epochs=null"],
+    "electra_base": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=64", *ROWS],
+    "electra_small": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=32", *ROWS],
+    "electra_sotu": ["train.global_batch_size=8"],
     "gan_digits": ["train.global_batch_size=16"],
     "gpt2_124m": ["data.path={tokens}/end", *GPT2, *ROWS],
     "mae_digits": [],
@@ -56,6 +61,13 @@ SMALLER: dict[str, list[str]] = {
                    "objective.decoder_num_hidden_layers=1", "objective.decoder_num_attention_heads=2",
                    "train.global_batch_size=8", "train.epochs=null"],
     "mlm_sotu": ["train.global_batch_size=8"],
+    "simmim_digits": [],
+    "simmim_swin_base": ["data.path=sample:digits", "encoder.image_size=64", "encoder.embed_dim=16",
+                         "encoder.depths=[1, 1]", "encoder.num_heads=[2, 4]", "encoder.window_size=4",
+                         "train.global_batch_size=8", "train.epochs=null"],
+    "simmim_vit_base": ["data.path=sample:digits", "encoder.image_size=64", "encoder.hidden_size=48",
+                        "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", "train.global_batch_size=8",
+                        "train.epochs=null"],
     "vae_digits": ["train.global_batch_size=32"],
     "vae_mnist": ["data.path=sample:digits", "train.global_batch_size=32", "train.epochs=null"],
     "vqvae_digits": ["train.global_batch_size=16"],

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 from text_models import BIDIRECTIONAL, CAUSAL, make_encoder, make_tokenizer, packed_row
-from transformers import BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM, ModernBertForMaskedLM
+from transformers import (
+    BertForMaskedLM,
+    ElectraForMaskedLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    ModernBertForMaskedLM,
+)
 
 from pretrain.objectives.base import stack
 from pretrain.objectives.clm import CLM, CLMConfig
@@ -15,6 +21,7 @@ from pretrain.ops.linear_cross_entropy import IGNORE
 
 MODELS = {
     "bert": (BertForMaskedLM, "bert"),
+    "electra": (ElectraForMaskedLM, "electra"),
     "modernbert": (ModernBertForMaskedLM, "model"),
     "gpt2": (GPT2LMHeadModel, "transformer"),
     "llama": (LlamaForCausalLM, "model"),
@@ -40,6 +47,11 @@ def theirs(family, encoder, head):
 
 def mlm_head(family, head):
     """Our head's tensors by their names."""
+    if family == "electra":
+        mapped = {
+            f"generator_predictions.{n.removeprefix('transform.')}": v for n, v in head.state_dict().items()
+        }
+        return {**mapped, "generator_lm_head.bias": mapped.pop("generator_predictions.bias")}
     dense, norm = ("dense", "LayerNorm") if family == "bert" else ("dense", "norm")
     state, place = head.state_dict(), "cls.predictions." if family == "bert" else ""
     into = f"{place}transform." if family == "bert" else "head."
@@ -90,9 +102,12 @@ def test_mlm_loss_and_gradients_equal_those_of_transformers(family, padding, dat
         used = batch["target"][row] != IGNORE
         labels[row, batch["masked"][row][used]] = batch["target"][row][used]
     compare(objective, batch, model, labels, parameters)
-    their_bias = dict(model.named_parameters())[
-        "cls.predictions.bias" if family == "bert" else "decoder.bias"
-    ]
+    biases = {
+        "bert": "cls.predictions.bias",
+        "electra": "generator_lm_head.bias",
+        "modernbert": "decoder.bias",
+    }
+    their_bias = dict(model.named_parameters())[biases[family]]
     torch.testing.assert_close(head.bias.grad, their_bias.grad, rtol=1e-4, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ from tests.distributed.curves import CASES
 
 TINY = "hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2"
 MODELS = {
-    **{name: CASES[name] for name in ("mae", "mlm", "clm", "gan", "hard")},
+    **{name: CASES[name] for name in ("mae", "simmim", "mlm", "electra", "clm", "gan", "hard")},
     "learned positions": [*CASES["mae"], "encoder.positions=learned"],
     "bert": ["mlm_sotu", f"encoder={{name: bert, max_length: 64, {TINY}}}"],
     "llama": ["clm_sotu", f"encoder={{name: llama, max_length: 64, {TINY}}}"],

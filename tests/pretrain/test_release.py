@@ -99,7 +99,8 @@ def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "objective"), [("bert", "mlm"), ("modernbert", "mlm"), ("gpt2", "clm"), ("llama", "clm")]
+    ("family", "objective"),
+    [("bert", "mlm"), ("electra", "electra"), ("modernbert", "mlm"), ("gpt2", "clm"), ("llama", "clm")],
 )
 def test_text_release_opens_with_its_tokenizer_and_gives_the_pooled_features(tmp_path, family, objective):
     _, made = make_text_run(tmp_path / "run", family, objective)

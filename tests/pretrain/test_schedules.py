@@ -44,6 +44,13 @@ def test_wsd_stays_at_the_peak_and_falls_at_the_end():
     assert rates[100] == pytest.approx(0.1)
 
 
+def test_step_falls_once():
+    schedule = ScheduleConfig("step", warmup_steps=10, decay_ratio=0.125, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 800, schedule) for step in range(800)]
+    assert set(rates[10:700]) == {1.0}
+    assert set(rates[700:]) == {0.1}
+
+
 def test_inverse_sqrt_halves_when_the_step_is_four_times_as_far():
     schedule = ScheduleConfig("inverse_sqrt", warmup_steps=10)
     assert learning_rate(9, 10_000, schedule) == 1.0

@@ -24,6 +24,8 @@ from transformers import (
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    ElectraConfig,
+    ElectraModel,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
@@ -78,6 +80,7 @@ MODELS = {
     "resnet": (ResNetModel, ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
                                          layer_type="basic", hidden_act="gelu", downsample_in_first_stage=True)),
     "bert": (BertModel, BertConfig(**SMALL, **TEXT, layer_norm_eps=1e-1, hidden_dropout_prob=0.2)),
+    "electra": (ElectraModel, ElectraConfig(**SMALL, **TEXT, embedding_size=8, layer_norm_eps=1e-1)),
     "modernbert": (ModernBertModel, ModernBertConfig(
         **{**SMALL, "num_hidden_layers": 3}, **TEXT, norm_eps=1e-2, pad_token_id=0, cls_token_id=1, sep_token_id=2,
         bos_token_id=5, eos_token_id=5, rope_parameters={"full_attention": THETA, "sliding_attention": THETA})),
@@ -87,7 +90,7 @@ MODELS = {
                                       rope_parameters=LLAMA3)),
 }  # fmt: skip
 IMAGES = ("vit", "convnextv2", "dinov2", "dinov3_vit", "swin", "resnet")
-RECIPES = {**dict.fromkeys(IMAGES, "autoencoder_digits"), "bert": "mlm_sotu",
+RECIPES = {**dict.fromkeys(IMAGES, "autoencoder_digits"), "bert": "mlm_sotu", "electra": "mlm_sotu",
            "modernbert": "mlm_sotu", "gpt2": "clm_sotu", "llama": "clm_sotu"}  # fmt: skip
 QUICK = ("train.global_batch_size=4", *QUIET, "tracking.log_every=1",
          "checkpoint.every=1", "checkpoint.keep=3", "checkpoint.asynchronous=false",

@@ -173,6 +173,30 @@ class TextEncoder(Encoder):
         )["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
+    def offsets_of(self, sample: dict[str, Any]) -> np.ndarray:
+        """Where in its text each token of a `view` begins and ends (n, 2), in characters; special ones are empty.
+
+        Raises:
+            UserError: the sample has no text that its tokens come from, or the tokenizer cannot say.
+        """
+        if "tokens" in sample or not getattr(self.tokenizer, "is_fast", False):
+            why = (
+                "is tokens already"
+                if "tokens" in sample
+                else "needs a tokenizer that knows where tokens stand"
+            )
+            raise UserError(
+                f"sample {sample.get('__key__')!r}: {why}; words are asked of texts, by a tokenizer.json beside them"
+            )
+        encoding = self.tokenizer(
+            field(sample, "text"),
+            truncation=True,
+            max_length=self.config.max_length,
+            verbose=False,
+            return_offsets_mapping=True,
+        )
+        return np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
     def row(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """One document as a row of `max_length`, padding on the right."""
         length, used = self.config.max_length, len(ids)

@@ -34,6 +34,7 @@ class BertEncoder(BidirectionalTextEncoder):
     """Post-norm blocks, learned positions, every token sees its whole document."""
 
     Config = BertEncoderConfig
+    gives = frozenset({"text", "bidirectional", "embedded"})
     HFConfig = BertConfig
     HFModel = BertModel
     model_types = ("bert",)
@@ -42,9 +43,17 @@ class BertEncoder(BidirectionalTextEncoder):
     def derived_values(self) -> dict[str, Any]:
         return {"intermediate_size": self.config.intermediate_size or 4 * self.config.hidden_size}
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L)."""
+    def forward(self, batch: dict[str, Any], embed_only: bool = False, **hidden: Any) -> Tensor:
+        """(B, L, D) of `tokens`, `document_ids`, `position_ids` (B, L).
+
+        `embed_only` gives the embedded tokens (B, L, E) that the blocks would see, for another network with blocks of
+        its own (ELECTRA's generator).
+        """
         self.check_length(batch["tokens"])
+        if embed_only:
+            return self.model.embeddings(
+                input_ids=batch["tokens"].long(), position_ids=batch["position_ids"].long()
+            )
         return self.model(
             input_ids=batch["tokens"].long(),
             position_ids=batch["position_ids"].long(),
