@@ -165,8 +165,10 @@ class ELECTRA(Objective):
         """The generator as `ElectraForMaskedLM`; an `electra` encoder with its head as `ElectraForPreTraining`."""
         from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
-        generator, head = self.roles["generator"], self.roles["generator_head"]
-        embeddings = part("electra.embeddings.", self.encoder.model.embeddings)
+        generator: Any = self.roles["generator"]
+        head: Any = self.roles["generator_head"]
+        model: Any = self.encoder.model
+        embeddings = part("electra.embeddings.", model.embeddings)
         masked_lm = ElectraForMaskedLM(generator.config)
         state = {
             **embeddings,
@@ -182,11 +184,11 @@ class ELECTRA(Objective):
             return head.logits(hidden, self.encoder.token_embedding)
 
         found = {"generator": Companion(masked_lm, fill_in)}
-        if self.encoder.model.config.model_type == "electra":
-            detector = ElectraForPreTraining(self.encoder.model.config)
+        if model.config.model_type == "electra":
+            detector = ElectraForPreTraining(model.config)
             predictions = self.roles["discriminator_head"]
             detector.load_state_dict(
-                {**part("electra.", self.encoder.model), **part("discriminator_predictions.", predictions)}
+                {**part("electra.", model), **part("discriminator_predictions.", predictions)}
             )
             found["discriminator"] = Companion(
                 detector, lambda batch: predictions(self.roles["encoder"](batch))
@@ -247,15 +249,18 @@ def generator_sizes(config: ELECTRAConfig, encoder: BertEncoder) -> ElectraConfi
     heads = max(n for n in range(1, max(1, width // HEAD_WIDTH) + 1) if width % n == 0)
     same = ("vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_act", "hidden_dropout_prob",
             "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "pad_token_id")  # fmt: skip
+    attention: dict[str, Any] = {
+        "attn_implementation": encoder.attention
+    }  # a keyword of all, which no signature has
     return ElectraConfig(
         **{name: getattr(whole, name) for name in same},
+        **attention,
         embedding_size=encoder.token_embedding.shape[1],
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=4 * width,
         tie_word_embeddings=True,
-        attn_implementation=encoder.attention,
     )
 
 

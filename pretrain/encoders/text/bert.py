@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class BertEncoder(BidirectionalTextEncoder):
 
     Config = BertEncoderConfig
     gives = frozenset({"text", "bidirectional", "embedded"})
-    HFConfig = BertConfig
-    HFModel = BertModel
+    HFConfig: ClassVar[Any] = BertConfig
+    HFModel: ClassVar[Any] = BertModel
     model_types = ("bert",)
     model: BertModel
 
