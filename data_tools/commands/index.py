@@ -31,8 +31,9 @@ def index(
     Stopped, it goes on with the scans that are done. Returns the manifest, written already, and the bad samples.
 
     Raises:
-        UserError: there are no tars, one is none, or the manifest cannot be written beside them.
+        UserError: there are no tars, one is none, the manifest cannot be written beside them, or the URL has a secret.
     """
+    refuse_secrets(source)
     whole = is_remote(source) and not name_ends(source, ENDINGS)
     if not (whole or output or Path(source).is_dir()):
         if is_remote(source) or any(sign in source for sign in "*?[{"):
@@ -44,8 +45,6 @@ def index(
     tars = [tar for name in expand(source, retry) for tar in find_tars(name, ENDINGS, retry)]
     if not tars:
         raise UserError(f"{redacted(source)}: no .tar files to index; give a folder of WebDataset shards")
-    for name in tars:
-        refuse_secrets(name)
     if output or not whole:
         return index_shards(tars, output or Path(source), with_crc, processes, fetching=fetching)
     return _index_beside(source.rstrip("/"), tars, with_crc, processes, fetching)

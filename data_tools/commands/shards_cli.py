@@ -9,6 +9,7 @@ from typing import Any
 
 from data_tools.commands.cli import add_processes, add_storage, command, fetching_of, print_manifest
 from data_tools.errors import UserError, one_line
+from data_tools.storage.urls import is_remote
 
 
 def add_index(commands: Any) -> None:
@@ -110,6 +111,8 @@ def _run_verify(a: argparse.Namespace) -> int:
     if not dataset.knows_content:
         print("no CRC was taken when this was indexed: damage that still decodes is not found")
     _print_bad(bad)
+    if bad and is_remote(a.data) and not (dataset.base or a.output):
+        print(f"marked beside the index of these tars, in {dataset.folder}: on this machine alone")
     if a.list is not None:
         lines = [
             json.dumps({"shard": shard, "sample": name, "reason": reason}) + "\n"

@@ -178,3 +178,30 @@ def test_what_the_index_knows_is_selected_without_a_byte_of_the_shards(tmp_path)
         assert data("select", url, tmp_path / "some", "--where", "shard == '000001.tar'") == 0
         assert not [path for _, path, _ in server.requests if path.endswith(".tar")]
         assert len(open_dataset(tmp_path / "some")) == 8
+
+
+def test_a_signed_tar_is_verified_beside_its_index_and_put_into_no_manifest(tmp_path, capsys):
+    write_samples(tmp_path / "data")
+    with store_server(tmp_path / "data") as (url, server):
+        server.signature = "X-Amz-Signature=s3cr3t1"
+        signed = f"{url}/000000.tar?{server.signature}"
+        assert data("verify", signed, "--processes", 1) == 0
+        for words in (
+            ("split", signed, "a", "b"), ("dedup", signed, "a"), ("select", signed, "a", "--where", "label == 1"),
+            ("verify", signed, "--exclude", "a"), ("index", signed), ("index", signed, "--output", "a"),
+        ):  # fmt: skip
+            server.requests.clear()
+            assert data(*words) == 2
+            assert "comes with a password or signature" in capsys.readouterr().err
+            asked = {headers.get("Range") for method, _, headers in server.requests if method == "GET"}
+            assert asked <= {"bytes=0-0"}, "refused before anything is read but the size"
+        shard = tmp_path / "data" / "000000.tar"
+        damaged = bytearray(shard.read_bytes())
+        damaged[int(open_dataset(tmp_path / "data").sidecar(0).offset[3]) + 600] ^= 1
+        shard.write_bytes(damaged)
+        server.signature = "X-Amz-Signature=s3cr3t2"
+        signed = f"{url}/000000.tar?{server.signature}"
+        assert data("verify", signed, "--processes", 1) == 1
+        told = capsys.readouterr()
+        assert "on this machine alone" in told.out and "s3cr3t" not in told.out + told.err
+        assert open_dataset(signed).marked.tolist() == [3]
