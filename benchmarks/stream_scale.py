@@ -123,20 +123,21 @@ def egress_packed() -> list[Row]:
     from data_tools.order.shuffle import choose_layout
     from data_tools.stream.packed import stretch_documents
 
-    rows = []
-    for documents, mean in ((8_500_000, 550), (1_500_000, 4000)):
+    rows, memory = [], 1 << 30  # an eighth of what a run has, so an eighth of its lanes, of as many data
+    for documents, mean in ((1_200_000, 550), (250_000, 4000)):
         lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1.0, documents).astype(np.int64) + 1
         ends = np.concatenate(
             [[0], np.cumsum(512 + -(-(128 + 2 * lengths) // 512) * 512)]
         )  # as tar and npy have it
         many = block_documents(1024)
         plan = plan_rows((lengths[i : i + many] for i in range(0, documents, many)), "best_fit", 1024)
-        order = Order(np.array([plan.rows]), choose_layout(plan.rows, ends[-1] / plan.rows), seed=0)
+        order = Order(np.array([plan.rows]), choose_layout(plan.rows, ends[-1] / plan.rows, memory), seed=0)
         stretch = stretch_documents(ends[-1] / documents, WINDOW)
-        for gpus in (8, 64, 512, 1024):
-            share, requests = measure_packed_egress(order, plan, ends, gpus // 8, 2048, stretch)
+        for nodes in (1, 8, 40, 64):
+            batch = nodes * -(-1024 // nodes)
+            share, requests = measure_packed_egress(order, plan, ends, nodes, batch, stretch)
             size = share * ends[-1] / requests / 1e6
-            what = f"{gpus:,} GPUs fetch, of {ends[-1] / 1e9:.0f} GB of documents of {mean} tokens in packed rows"
+            what = f"{nodes} nodes of {order.layout.lanes} lanes fetch, of documents of {mean:,} tokens in packed rows"
             rows.append((what, f"{share:.2f} ×, {size:.2f} MB a request"))
     return rows
 
