@@ -58,4 +58,6 @@ def positive(text: str) -> int:
 
 def print_manifest(folder: Path | str, manifest: Manifest) -> None:
     size = describe_bytes(int(manifest.bytes.sum()))
-    print(f"{redacted(str(folder))}: {manifest.counts.sum():,} samples in {len(manifest.urls)} shards, {size}")
+    print(
+        f"{redacted(str(folder))}: {manifest.counts.sum():,} samples in {len(manifest.urls)} shards, {size}"
+    )
