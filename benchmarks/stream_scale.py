@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.order.packing import RowPlan
-from data_tools.order.shuffle import Order
+from data_tools.order.packing import WINDOW, RowPlan
+from data_tools.order.shuffle import FINAL, Order
 
 Row = tuple[str, str]
-PARTS = ("opening", "egress", "packing", "tokens", "long_documents", "scanning", "memory")
+PARTS = ("opening", "egress", "egress_packed", "packing", "tokens", "long_documents", "scanning", "memory")
 
 
 def resident() -> float:
@@ -84,6 +84,61 @@ def egress() -> list[Row]:
         share, ranges = measure_egress(order, -(-gpus // 8), batch)
         mean = share * samples * sample_bytes / ranges / 1e6
         rows.append((f"{gpus:,} GPUs fetch, of 100 GB an epoch", f"{share:.3f} ×, {mean:.1f} MB a request"))
+    return rows
+
+
+def measure_packed_egress(
+    order: Order, plan: RowPlan, ends: np.ndarray, nodes: int, batch: int, stretch: int, window: int = WINDOW
+) -> tuple[float, int]:
+    """(bytes fetched in the first epoch over those there are, requests), by all nodes together, of packed documents.
+
+    ends: (documents + 1,) where each document begins, in bytes, and the last ends. What is fetched is kept for one turn
+    of the lanes. All documents lie in one shard.
+    """
+    from data_tools.order.packing import find_stretches
+    from data_tools.order.sharing import find_runs, share_equally
+
+    documents, fetched = len(ends) - 1, []
+    for start in range(0, order.samples // batch * batch, 512 * batch):
+        positions = np.arange(start, min(start + 512 * batch, order.samples // batch * batch))
+        rows = find_runs(order, positions, nodes)
+        takes = np.concatenate([share_equally(home, nodes) for home in rows.home.reshape(-1, batch)])
+        spots = order.spots(positions, 0)
+        turn = np.where(spots.lane == FINAL, order.lane_chunks, spots.group)
+        pieces = plan.take(rows.index)
+        counts = np.diff(pieces.row_start)
+        away = np.repeat(takes != rows.home, counts)
+        shard = np.zeros_like(pieces.document), np.full_like(pieces.document, documents)
+        first, stop = find_stretches(pieces.document, *shard, stretch, window)
+        first, stop = np.where(away, pieces.document, first), np.where(away, pieces.document + 1, stop)
+        place = np.repeat(turn * nodes + takes, counts) * documents + first
+        fetched.append(np.unique(place * (window + 1) + stop - first))
+    place, size = np.divmod(np.unique(np.concatenate(fetched)), window + 1)
+    first = place % documents
+    return float((ends[first + size] - ends[first]).sum() / ends[-1]), len(place)
+
+
+def egress_packed() -> list[Row]:
+    from data_tools.order.packing import block_documents, plan_rows
+    from data_tools.order.shuffle import choose_layout
+    from data_tools.stream.packed import stretch_documents
+
+    rows, memory = [], 1 << 30  # an eighth of what a run has, so an eighth of its lanes, of as many data
+    for documents, mean in ((1_200_000, 550), (250_000, 4000)):
+        lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1.0, documents).astype(np.int64) + 1
+        ends = np.concatenate(
+            [[0], np.cumsum(512 + -(-(128 + 2 * lengths) // 512) * 512)]
+        )  # as tar and npy have it
+        many = block_documents(1024)
+        plan = plan_rows((lengths[i : i + many] for i in range(0, documents, many)), "best_fit", 1024)
+        order = Order(np.array([plan.rows]), choose_layout(plan.rows, ends[-1] / plan.rows, memory), seed=0)
+        stretch = stretch_documents(ends[-1] / documents, WINDOW)
+        for nodes in (1, 8, 40, 64):
+            batch = nodes * -(-1024 // nodes)
+            share, requests = measure_packed_egress(order, plan, ends, nodes, batch, stretch)
+            size = share * ends[-1] / requests / 1e6
+            what = f"{nodes} nodes of {order.layout.lanes} lanes fetch, of documents of {mean:,} tokens in packed rows"
+            rows.append((what, f"{share:.2f} ×, {size:.2f} MB a request"))
     return rows
 
 
@@ -231,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.one:
         with tempfile.TemporaryDirectory() as folder:
-            alone = arguments.one in ("memory", "egress")
+            alone = arguments.one in ("memory", "egress", "egress_packed")
             rows = globals()[arguments.one](*([] if alone else [Path(folder)]))
         print("".join(f"| {name} | {value} |\n" for name, value in rows), end="")
         return 0

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from data_tools.errors import UserError
+from data_tools.schema import build_section
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
 from pretrain.config.load import merge, resolve
-from pretrain.config.schema import build_section
 from pretrain.config.sections import TrainConfig
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer, check_schedule
 

@@ -16,7 +16,7 @@ from data_tools.dataset.content import DIGEST, digest_fields, find_originals
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.errors import UserError
-from pretrain.config.sections import StorageConfig
+from data_tools.storage.settings import StorageConfig
 from pretrain.encoders.base import field
 from pretrain.evaluation.class_names import name_class, read_label
 

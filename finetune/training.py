@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.errors import UserError
+from data_tools.schema import build_section
 from data_tools.stream.evaluation import evaluation_batches
 from data_tools.stream.loader import Loader
 from data_tools.stream.samples import Stream
@@ -20,7 +21,6 @@ from finetune.config import Config, with_pooling
 from finetune.labels import Labelled
 from finetune.tasks import task_class
 from finetune.tasks.classification import Classification
-from pretrain.config.schema import build_section
 from pretrain.config.sections import Config as TrainerConfig
 from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine

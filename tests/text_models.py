@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_tools.schema import build_section
 from data_tools.tokenizer import save_tokenizer, train_tokenizer
-from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.objectives.base import stack
 from pretrain.weights.model_folder import ModelFolder

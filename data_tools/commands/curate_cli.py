@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_tools.commands.cli import add_processes, command, print_manifest
+from data_tools.commands.cli import add_processes, add_storage, command, fetching_of, print_manifest
 
 _DATA = "data set: folder with manifest.json, or its URL; sample:NAME"
 
@@ -38,16 +38,17 @@ def add_split(commands: Any) -> None:
         help="read headers, no payloads: quick, but exact copies may stand on both sides",
     )  # fmt: skip
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_split(a: argparse.Namespace) -> int:
     from data_tools.commands.split import split
     from data_tools.dataset.open import open_dataset
 
+    dataset = open_dataset(a.data, fetching=fetching_of(a))
     parts = split(
-        open_dataset(a.data), a.fraction, a.train, a.test, a.salt, a.by, a.by_key, a.stratify, a.keys_only,
-        a.processes,
-    )  # fmt: skip
+        dataset, a.fraction, a.train, a.test, a.salt, a.by, a.by_key, a.stratify, a.keys_only, a.processes
+    )
     print(f"{a.train}: {parts.train:,} samples\n{a.test}: {parts.test:,} samples")
     for note in parts.notes:
         print(note)
@@ -67,13 +68,14 @@ def add_select(commands: Any) -> None:
         "in, arithmetic",
     )  # fmt: skip
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_select(a: argparse.Namespace) -> int:
     from data_tools.commands.select import select
     from data_tools.dataset.open import open_dataset
 
-    dataset = open_dataset(a.data)
+    dataset = open_dataset(a.data, fetching=fetching_of(a))
     manifest, unread = select(dataset, a.where, a.output, a.processes)
     print(f"{a.output}: {manifest.counts.sum():,} of {len(dataset):,} samples")
     if unread:
@@ -99,13 +101,14 @@ def add_dedup(commands: Any) -> None:
         help="from which on two are near copies (default: 0.9 of pictures, 0.8 of texts; 1 is the same)",
     )  # fmt: skip
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_dedup(a: argparse.Namespace) -> int:
     from data_tools.commands.dedup import DROPPED, dedup
     from data_tools.dataset.open import open_dataset
 
-    dataset = open_dataset(a.data)
+    dataset = open_dataset(a.data, fetching=fetching_of(a))
     done = dedup(dataset, a.output, a.near, a.similarity, a.processes)
     print(f"{a.output}: {done.manifest.counts.sum():,} of {len(dataset):,} samples")
     near = f", {done.near:,} near ones" if a.near else ""
@@ -122,13 +125,15 @@ def add_merge(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("data", nargs="+", help=_DATA)
     parser.add_argument("output", type=Path, help="new folder for the manifest")
+    add_storage(parser)
 
 
 def _run_merge(a: argparse.Namespace) -> int:
     from data_tools.commands.merge import merge
     from data_tools.dataset.open import open_dataset
 
-    print_manifest(a.output, merge([open_dataset(data) for data in a.data], a.output))
+    fetching = fetching_of(a)
+    print_manifest(a.output, merge([open_dataset(data, fetching=fetching) for data in a.data], a.output))
     return 0
 
 
@@ -143,12 +148,13 @@ def add_append(commands: Any) -> None:
         nargs="*",
         help="data sets or tars to add (default: the tars in the folder that its manifest lacks)",
     )
+    add_storage(parser)
 
 
 def _run_append(a: argparse.Namespace) -> int:
     from data_tools.commands.merge import append
 
-    manifest, added = append(a.folder, a.data)
+    manifest, added = append(a.folder, a.data, fetching_of(a))
     print_manifest(a.folder, manifest)
     print(f"{added:,} shards are new; runs over the data of before go on with those only")
     return 0

@@ -27,7 +27,7 @@ from data_tools.commands.near_copies import (
 from data_tools.dataset.content import DIGEST, digest_content, find_originals
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.rows import Found, look_at_all, read_rows
-from data_tools.dataset.selection import refuse_full, whole_or_none, write_selection
+from data_tools.dataset.selection import refuse_full, refuse_signed, whole_or_none, write_selection
 from data_tools.decode.kinds import field_names
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import decode_sample
@@ -69,6 +69,7 @@ def dedup(
         UserError: the folder is not empty, or the samples have nothing to compare.
     """
     refuse_full(folder)
+    refuse_signed(dataset)
     field = _compared(dataset, near)
     least = similarity if similarity is not None or near is None else SIMILARITY[near]
     if least is not None and near is not None and not LEAST_SIMILARITY[near] <= least <= 1:

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.commands.cli import add_processes, command, positive
+from data_tools.commands.cli import add_processes, add_storage, command, fetching_of, positive
 from data_tools.errors import UserError, one_line
+from data_tools.storage.urls import redacted
 
 SHOWN = 20
 """Keys and groups of them that are printed; `--json` has them all."""
@@ -23,10 +24,11 @@ def add_stats(commands: Any) -> None:
         "counts, sizes, lengths, labels, channels, duplicates",
         "stats sample:digits",
     )
-    parser.add_argument("data", help="data set: folder, glob or sample:NAME")
+    parser.add_argument("data", help="data set: folder, URL, glob or sample:NAME")
     parser.add_argument("--no-decode", action="store_true", help="leave out what needs pixels or text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there too")
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_stats(a: argparse.Namespace) -> int:
@@ -34,7 +36,7 @@ def _run_stats(a: argparse.Namespace) -> int:
     from data_tools.dataset.open import open_dataset
     from data_tools.storage.atomic import write_atomically
 
-    summary = statistics(open_dataset(a.data), not a.no_decode, a.processes)
+    summary = statistics(open_dataset(a.data, fetching=fetching_of(a)), not a.no_decode, a.processes)
     for name, value in summary.items():
         if value not in ({}, []):
             print(f"{name:12s} {_line(value)}")
@@ -63,12 +65,13 @@ def add_show(commands: Any) -> None:
         commands, "show", _run_show, "a contact sheet of images and spectrograms, excerpts of text",
         "show sample:digits --output digits.png",
     )  # fmt: skip
-    parser.add_argument("data", help="data set: folder, glob or sample:NAME")
+    parser.add_argument("data", help="data set: folder, URL, glob or sample:NAME")
     parser.add_argument(
         "--output", type=Path, default=Path("contact_sheet.png"), help="PNG (default: contact_sheet.png)"
     )
     parser.add_argument("--count", type=positive, default=48, help="samples (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    add_storage(parser)
 
 
 def _run_show(a: argparse.Namespace) -> int:
@@ -79,7 +82,7 @@ def _run_show(a: argparse.Namespace) -> int:
     from data_tools.storage.atomic import write_atomically
     from data_tools.stream.samples import Stream
 
-    dataset = open_dataset(a.data)
+    dataset = open_dataset(a.data, fetching=fetching_of(a))
     stream = Stream(dataset, a.seed)
     samples = [stream.sample(position) for position in range(min(a.count, len(dataset)))]
     classes = dataset.manifest.about.get("classes")
@@ -116,6 +119,7 @@ def add_bench(commands: Any) -> None:
         help="resize pictures to such squares, as a recipe does (default: as they are)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    add_storage(parser)
 
 
 def _run_bench(a: argparse.Namespace) -> int:
@@ -123,10 +127,10 @@ def _run_bench(a: argparse.Namespace) -> int:
     from data_tools.dataset.open import open_dataset
     from data_tools.storage.atomic import write_atomically
 
-    dataset = open_dataset(a.data)
+    dataset = open_dataset(a.data, fetching=fetching_of(a))
     where = "elsewhere" if dataset.remote else "on this machine"
     print(
-        f"{a.data}: {len(dataset):,} samples of {dataset.sample_bytes / 1000:,.3g} kB in"
+        f"{redacted(a.data)}: {len(dataset):,} samples of {dataset.sample_bytes / 1000:,.3g} kB in"
         f" {len(dataset.manifest.urls):,} shard(s) {where}"
     )
     found = bench(dataset, a.seconds, a.batch_size, a.image_size)

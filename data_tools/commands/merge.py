@@ -15,6 +15,7 @@ from data_tools.dataset.sources import find_tars
 from data_tools.errors import UserError
 from data_tools.formats.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data_tools.storage.locks import locked
+from data_tools.storage.segments import FetchOptions
 
 _LOCK = ".append.lock"
 
@@ -31,13 +32,18 @@ def merge(datasets: Sequence[Dataset], folder: Path) -> Manifest:
         return _write_merged(datasets, folder)
 
 
-def append(folder: Path, sources: Sequence[str]) -> tuple[Manifest, int]:
+def append(
+    folder: Path,
+    sources: Sequence[str],
+    fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+) -> tuple[Manifest, int]:
     """Add shards to the data set of a local folder, behind those that it has; what is there is not read again.
 
     The fingerprint changes: a run over the data set of before does not go on with this one.
 
     Args:
         sources: data sets, tars among them; none of them: the tars in the folder that its manifest does not name.
+        fetching: how those that lie elsewhere are read.
     Returns:
         The manifest, and how many shards are new.
     Raises:
@@ -53,8 +59,9 @@ def append(folder: Path, sources: Sequence[str]) -> tuple[Manifest, int]:
         tars = [tar for tar in find_tars(str(folder), (".tar",)) if os.path.normpath(tar) not in known]
         if not sources and not tars:
             raise UserError(f"{folder}: every .tar in it stands in its manifest; name what is to be added")
-        new = [open_dataset(source) for source in sources] if sources else [open_dataset(tars)]
-        manifest = _write_merged([open_dataset(folder), *new], folder)
+        named: Sequence[str | Sequence[str]] = sources or [tars]
+        new = [open_dataset(source, fetching=fetching) for source in named]
+        manifest = _write_merged([open_dataset(folder, fetching=fetching), *new], folder)
         return manifest, len(manifest.urls) - len(before.urls)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.selection import refuse_full, whole_or_none, write_selection
+from data_tools.dataset.selection import refuse_full, refuse_signed, whole_or_none, write_selection
 from data_tools.dataset.where import find_where
 from data_tools.formats.manifest import Manifest
 
@@ -25,6 +25,7 @@ def select(dataset: Dataset, expression: str, folder: Path, processes: int | Non
         UserError: as `find_where` does, or the folder is not empty.
     """
     refuse_full(folder)
+    refuse_signed(dataset)
     found = find_where(dataset, expression, processes)
     with whole_or_none(folder):
         manifest = write_selection(dataset, found.indices, folder, {"where": expression})

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.commands.cli import add_processes, command, print_manifest
+from data_tools.commands.cli import add_processes, add_storage, command, fetching_of, print_manifest
 from data_tools.errors import UserError, one_line
+from data_tools.storage.urls import is_remote
 
 
 def add_index(commands: Any) -> None:
@@ -40,6 +41,7 @@ def add_index(commands: Any) -> None:
         "its layout only (default: --crc)",
     )  # fmt: skip
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_index(a: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def _run_index(a: argparse.Namespace) -> int:
     if a.from_index:
         manifest = import_energon(_local_folder(a.data))
     else:
-        manifest, bad = index(a.data, a.output, a.crc, a.processes)
+        manifest, bad = index(a.data, a.output, a.crc, a.processes, fetching_of(a))
     if a.export:
         {"energon": export_energon, "dali": export_dali}[a.export](open_dataset(_local_folder(a.data)))
     print_manifest(a.output or a.data, manifest)
@@ -95,6 +97,7 @@ def add_verify(commands: Any) -> None:
         "--list", type=Path, metavar="FILE", help="write all bad samples there, one JSON a line"
     )
     add_processes(parser)
+    add_storage(parser)
 
 
 def _run_verify(a: argparse.Namespace) -> int:
@@ -102,12 +105,14 @@ def _run_verify(a: argparse.Namespace) -> int:
     from data_tools.dataset.open import open_marked
     from data_tools.storage.atomic import write_atomically
 
-    dataset = open_marked(a.data)
+    dataset = open_marked(a.data, fetching_of(a))
     manifest, bad = verify(dataset, not a.no_decode, a.processes, a.output, a.exclude)
     print_manifest(a.exclude or a.output or a.data, manifest)
     if not dataset.knows_content:
         print("no CRC was taken when this was indexed: damage that still decodes is not found")
     _print_bad(bad)
+    if bad and is_remote(a.data) and not (dataset.base or a.output):
+        print(f"marked beside the index of these tars, in {dataset.folder}: on this machine alone")
     if a.list is not None:
         lines = [
             json.dumps({"shard": shard, "sample": name, "reason": reason}) + "\n"

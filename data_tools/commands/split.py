@@ -18,7 +18,7 @@ from data_tools.dataset.content import DIGEST, digest_content, find_originals
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.expression import Expression, parse_expression
 from data_tools.dataset.rows import MAX_NAMES, Found, check_columns, look_at_all, read_rows
-from data_tools.dataset.selection import refuse_full, whole_or_none, write_selection
+from data_tools.dataset.selection import refuse_full, refuse_signed, whole_or_none, write_selection
 from data_tools.errors import UserError
 
 
@@ -67,6 +67,7 @@ def split(
         raise UserError("--by and --by-key: name one of them")
     for folder in (train, test):
         refuse_full(folder)
+    refuse_signed(dataset)
     if keys_only and (by or by_key or stratify):
         raise UserError("--keys-only: does not go with --by, --by-key and --stratify, which read the samples")
     asked = _read_keys(dataset) if keys_only else _ask_all(dataset, by, by_key, stratify, processes)

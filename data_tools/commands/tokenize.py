@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.opened import open_once
 from data_tools.decode.options import DecodeOptions
 from data_tools.errors import UserError
+from data_tools.storage.location import location_of
+from data_tools.storage.objects import redacted
+from data_tools.storage.segments import FetchOptions
 from data_tools.tokenizer import LONGEST_PIECE, encode_texts, load_tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -27,10 +31,11 @@ ENDS = {"end": ("", "<|endoftext|>"), "cls-sep": ("[CLS]", "[SEP]"), "none": (""
 def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep: list[str]) -> Source:
     """One job a shard. ``ends``: "end" appends <|endoftext|>, "cls-sep" frames with [CLS] … [SEP], "none" neither.
 
+    ``data``: by what the ``dataset`` was opened, and is in each process. A fresh signature in it is no other work.
     ``keep``: extensions of other members to carry over, such as json or cls.
     """
     if "text" not in dataset.fields:
-        raise UserError(f"{data}: samples have {', '.join(dataset.fields)}, no text to tokenize")
+        raise UserError(f"{redacted(data)}: samples have {', '.join(dataset.fields)}, no text to tokenize")
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
     _end_ids(load_tokenizer(folder), ends)
     files = {
@@ -43,8 +48,10 @@ def plan_tokenize(data: str, dataset: Dataset, tokenizer: Path, ends: str, keep:
     }
     about = {**kept, "tokenizer": TOKENIZER_FOLDER, "document_ends": ends}
     stamp = dataset.fingerprint
-    jobs = [[data, stamp, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
-    return Source(read, jobs, about, with_length=True, files=files, stamp=stamp)
+    place = location_of(data)
+    jobs = [[place, stamp, shard, str(folder), ends, keep] for shard in range(len(dataset.manifest.urls))]
+    work = partial(read, data, dataset.fetching)
+    return Source(work, jobs, about, with_length=True, files=files, stamp=stamp)
 
 
 def _end_ids(tokenizer: Tokenizer, ends: str) -> tuple[list[int], list[int]]:
@@ -60,15 +67,15 @@ def _end_ids(tokenizer: Tokenizer, ends: str) -> tuple[list[int], list[int]]:
     return ids[0], ids[1]
 
 
-def read(job: list[Any]) -> Iterator[Packed | Skipped]:
-    data, stamp, shard, folder, ends, keep = job
+def read(data: str, fetching: FetchOptions, job: list[Any]) -> Iterator[Packed | Skipped]:
+    _, stamp, shard, folder, ends, keep = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     tokenizer = load_tokenizer(Path(folder))
     before, after = _end_ids(tokenizer, ends)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())  # ids may have gaps
     dtype = np.uint16 if largest < 1 << 16 else np.uint32
     first, last = np.array(before, dtype=dtype), np.array(after, dtype=dtype)
-    dataset = open_once(data, stamp, DecodeOptions(raw=True))
+    dataset = open_once(data, stamp, DecodeOptions(raw=True), fetching)
     extension = dataset.fields["text"]
     batch: list[tuple[str, str, dict[str, bytes]]] = []
     waiting = 0  # characters in it

@@ -15,7 +15,13 @@ import numpy as np
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.incomplete import fields_of, fields_to_mark
-from data_tools.dataset.selection import copy_index, refuse_full, whole_or_none, write_selection
+from data_tools.dataset.selection import (
+    copy_index,
+    refuse_full,
+    refuse_signed,
+    whole_or_none,
+    write_selection,
+)
 from data_tools.dataset.sources import identify
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import decode_sample
@@ -63,6 +69,7 @@ def verify(
     """
     if exclude is not None:
         refuse_full(exclude)
+        refuse_signed(dataset)
     home = output or dataset.folder
     assert home is not None
     if output is None and not os.access(home, os.W_OK):

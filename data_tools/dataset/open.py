@@ -90,12 +90,19 @@ def open_marked(
     source: str | Path,
     fetching: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
 ) -> Dataset:
-    """Open a folder or URL with a manifest for ``verify``: whatever is usable of it, and marked so far."""
+    """Open a folder or URL with a manifest for ``verify``: whatever is usable of it, and marked so far.
+
+    Tars that a URL names are indexed into the cache, where their marks are kept, too.
+    """
     text = str(source)
-    found = _remote_manifest(text, fetching) if is_remote(text) else None
-    if found is None and is_remote(text):
+    if text.startswith("sample:") or (is_remote(text) and is_tar(text)):
+        found = find_dataset(text, fetching)
+    elif not is_remote(text):
+        found = Found(Path(text))
+    elif (there := _remote_manifest(text, fetching)) is not None:
+        found = there
+    else:
         raise UserError(f"{redacted(text)}: no manifest there; write one with `python -m data_tools index`")
-    found = found or (find_dataset(text, fetching) if text.startswith("sample:") else Found(Path(text)))
     manifest = dataclasses.replace(found.read_manifest(), marks=None)
     return _open(found, manifest, DecodeOptions(), fetching)
 

@@ -25,12 +25,15 @@ from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.sidecar import BLOCK, LARGE
 from data_tools.order.packing import Rows
+from data_tools.order.sharing import Runs
 from data_tools.storage.checksum import crc32
 from data_tools.storage.handles import Recent, renew_when_forked
 from data_tools.storage.prefetch import Needs
 from data_tools.storage.segments import Segment, SegmentCache
 
 Int64Array = NDArray[np.int64]
+Run = tuple[int, int] | None
+"""Samples [first, stop) of a shard; None: the chunk of the shard."""
 
 TOKENS = "tokens.npy"
 PART_BLOCKS = 16  # of a remote part: 64 KiB, a request that waits about as long as it takes
@@ -81,15 +84,18 @@ class TokenReader:
         self._start()
         renew_when_forked(self)
 
-    def read(self, shard: int, number: int, first: int, size: int) -> tuple[str, NDArray[np.integer]]:
+    def read(
+        self, shard: int, number: int, first: int, size: int, run: Run = None
+    ) -> tuple[str, NDArray[np.integer]]:
         """(key, tokens (size,)) from token ``first`` on of the ``number``-th valid sample of a shard.
 
+        ``run``: the samples that are fetched with it, where it is remote and not fetched in parts.
         Raises DamagedSampleError where these cannot be read, and UserError where a sample has no tokens.
         """
         self._store.refuse_marked(shard, number)
-        place = self._places((shard, number)) if self._in_blocks(shard, number) else None
+        place = self._places((shard, number, run)) if self._in_blocks(shard, number) else None
         if place is None:
-            key, tokens = self._read_whole(shard, number)
+            key, tokens = self._read_whole(shard, number, run)
             count = len(tokens)
         else:
             key, count = place.key, place.count
@@ -100,17 +106,23 @@ class TokenReader:
             return key, tokens[first : first + size]
         begin, end = place.bytes_of(first, size)
         block = begin // BLOCK
-        raw = self._read_blocks(shard, number, block, -(-end // BLOCK), key)
+        raw = self._read_blocks(shard, number, block, -(-end // BLOCK), key, run)
         return key, np.frombuffer(raw, place.dtype, size, begin - block * BLOCK)
 
-    def segments(self, rows: Rows, epochs: Int64Array, positions: Int64Array) -> Needs:
-        """What is read for the pieces of ``rows``, with the epoch and the position, (pieces,), that need each."""
+    def segments(
+        self, rows: Rows, epochs: Int64Array, positions: Int64Array, runs: Runs | None = None
+    ) -> Needs:
+        """What is read for the pieces of ``rows``, with the epoch and the position, (pieces,), that need each.
+
+        ``runs``: which samples are fetched with each piece's, as `read` is told.
+        """
         shards, numbers = self.dataset.locate(rows.document)
         parted = self._in_parts(shards)
         for i in np.flatnonzero(parted).tolist():
             parted[i] = self._in_blocks(int(shards[i]), int(numbers[i]))
         whole = ~parted
-        needs = list(self.dataset.segments(rows.document[whole], epochs[whole], positions[whole]))
+        chosen = None if runs is None else runs.take(whole)
+        needs = list(self.dataset.segments(rows.document[whole], epochs[whole], positions[whole], chosen))
         pieces = (shards, numbers, rows.start, rows.size, positions)
         for shard, number, begin, count, position in zip(*(p[parted].tolist() for p in pieces), strict=True):
             parts = self._expected_parts(shard, number, begin, count)
@@ -128,10 +140,10 @@ class TokenReader:
         sidecar = self._store.sidecar(shard)
         return sidecar.blocks is not None and bool(sidecar.size[self._store.row(shard, number)] > LARGE)
 
-    def _find_tokens(self, sample: tuple[int, int]) -> TokenPlace | None:
+    def _find_tokens(self, sample: tuple[int, int, Run]) -> TokenPlace | None:
         """Where the tokens of (shard, number) lie, as its first block says; None where they are not its beginning."""
-        shard, number = sample
-        block = self._read_blocks(shard, number, 0, 1, f"#{self._store.row(shard, number)}")
+        shard, number, run = sample
+        block = self._read_blocks(shard, number, 0, 1, f"#{self._store.row(shard, number)}", run)
         try:
             member = tar.first_member(block, self._size(shard, number))
             header = io.BytesIO(block[member.data :])
@@ -149,26 +161,26 @@ class TokenReader:
     def _size(self, shard: int, number: int) -> int:
         return int(self._store.sidecar(shard).size[self._store.row(shard, number)])
 
-    def _read_blocks(self, shard: int, number: int, first: int, last: int, name: str) -> bytes:
+    def _read_blocks(self, shard: int, number: int, first: int, last: int, name: str, run: Run) -> bytes:
         """Blocks ``first`` ≤ b < ``last`` of a sample, compared with their CRCs; raises DamagedSampleError."""
         try:
-            return self._compared(shard, number, first, last, name)
+            return self._compared(shard, number, first, last, name, run)
         except DamagedSampleError:
             if not self._store.fetched[shard]:
                 raise
         # perhaps damaged on its way, or on this node's disk: fetched once more
-        for segment in self._segments_of(shard, number, first, last):
+        for segment in self._segments_of(shard, number, first, last, run):
             self._store.cache().drop(segment)
-        return self._compared(shard, number, first, last, name)
+        return self._compared(shard, number, first, last, name, run)
 
-    def _compared(self, shard: int, number: int, first: int, last: int, name: str) -> bytes:
+    def _compared(self, shard: int, number: int, first: int, last: int, name: str, run: Run) -> bytes:
         store, url = self._store, self.dataset.manifest.urls[shard]
         sidecar, row = store.sidecar(shard), store.row(shard, number)
         begin, end = first * BLOCK, min(last * BLOCK, int(sidecar.size[row]))
         offset = int(sidecar.offset[row])
         try:
             if store.fetched[shard]:
-                segments = self._segments_of(shard, number, first, last)
+                segments = self._segments_of(shard, number, first, last, run)
                 held = [_read_overlap(store.cache(), s, offset + begin, offset + end) for s in segments]
                 raw = b"".join(held)
             else:
@@ -186,10 +198,10 @@ class TokenReader:
                     raise DamagedSampleError(url, name, f"checksum of block {block} does not match")
         return raw
 
-    def _segments_of(self, shard: int, number: int, first: int, last: int) -> list[Segment]:
+    def _segments_of(self, shard: int, number: int, first: int, last: int, run: Run) -> list[Segment]:
         """The segments that hold the blocks ``first`` ≤ b < ``last`` of a remote sample."""
         if not self._in_parts(np.array([shard]))[0]:
-            return [self._store.segment(shard, number)]
+            return [self._store.segment(shard, number, run)]
         return [self._part(shard, number, part) for part in _parts(first, last)]
 
     def _part(self, shard: int, number: int, part: int) -> Segment:
@@ -211,13 +223,13 @@ class TokenReader:
         begin, end = first * width, min(held, (first + size) * width + BLOCK)
         return sorted({0, *_parts(begin // BLOCK, -(-end // BLOCK))})
 
-    def _read_whole(self, shard: int, number: int) -> tuple[str, NDArray[np.integer]]:
+    def _read_whole(self, shard: int, number: int, run: Run = None) -> tuple[str, NDArray[np.integer]]:
         if self._whole:
             with self._lock:
                 if (kept := self._whole.get((shard, number))) is not None:
                     self._whole.move_to_end((shard, number))
                     return kept
-        sample = self.dataset.read(shard, number)
+        sample = self.dataset.read(shard, number, run)
         if "tokens" not in sample:
             refuse_without_tokens(self.dataset, sample)
             reason = "incomplete: has no tokens.npy, as other samples have"

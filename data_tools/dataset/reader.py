@@ -23,7 +23,14 @@ from data_tools.storage.atomic import write_atomically
 from data_tools.storage.cache_folder import cache_errors, make_shared_folder, share
 from data_tools.storage.checksum import crc32
 from data_tools.storage.handles import OpenFile, Recent, allow_open_files
-from data_tools.storage.objects import MissingError, RefusedError, is_remote, read_all, redacted
+from data_tools.storage.objects import (
+    MissingError,
+    RefusedError,
+    is_remote,
+    read_all,
+    read_range,
+    redacted,
+)
 from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
 from data_tools.storage.urls import join_url
 
@@ -34,6 +41,8 @@ SIDECARS_AT_ONCE = 32
 
 HEAD_BYTES = 2048
 """Of a sample, what holds its first headers, pax records included."""
+LARGE_SAMPLES = 64 << 10
+"""Bytes of a shard's mean sample from which on a request for each head takes less than segments of whole samples."""
 HEAD_PART = 1 << 30
 """Its number among the parts of a sample, of which none has so many."""
 
@@ -258,19 +267,35 @@ class Store:
             return self._parse(shard, number, partial(self._read_remote, segment))
 
     def read_key(self, shard: int, number: int) -> str:
-        """The key of the ``number``-th valid sample of a shard; of a local one nothing but headers is read.
+        """The key of the ``number``-th valid sample of a shard, by its headers alone unless remote samples are small.
 
         Raises DamagedSampleError.
         """
-        if self.fetched[shard]:  # segments hold many samples, and a request for each header would take longer
-            return self.read(shard, number)[0]
         sidecar, row = self.sidecar(shard), self.row(shard, number)
         offset, size = int(sidecar.offset[row]), int(sidecar.size[row])
+        if self.fetched[shard]:
+            return self._fetch_key(shard, number, offset, size)
         try:
             key = tar.sample_key(lambda start, count: self.read_local(shard, offset + start, count), size)
         except (tar.TarError, OSError) as error:
             raise DamagedSampleError(self.manifest.urls[shard], f"#{row}", str(error)) from None
         return key
+
+    def _fetch_key(self, shard: int, number: int, offset: int, size: int) -> str:
+        """The key of a remote sample: out of its segment, which holds many small ones, or out of its head."""
+        if self.manifest.bytes[shard] < LARGE_SAMPLES * self.manifest.samples[shard]:
+            return self.read(shard, number)[0]
+        try:
+            raw = read_range(self.location(shard), offset, min(size, HEAD_BYTES), self.fetching.retry)
+            counters.counts.fetched_bytes += len(raw)
+            return tar.sample_key(lambda start, count: raw[start : start + count], size)
+        except RefusedError as error:
+            raise UserError(f"{error}; {REFUSED}") from None
+        except (
+            tar.TarError,
+            OSError,
+        ):  # longer headers than usual, no ranges, or damage: the whole says which
+            return self.read(shard, number)[0]
 
     def read_first_key(self, shard: int, number: int) -> str:
         """As `read_key`, for a few samples only: of a remote one its head is fetched, and no segment of many samples.

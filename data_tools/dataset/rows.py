@@ -43,6 +43,7 @@ def look_at_all(dataset: Dataset, look: Look, title: str, processes: int | None 
 
 def _look(dataset: Dataset, look: Look, stretch: Sequence[int]) -> Receipt:
     samples = stretch[1] - stretch[0]
+    dataset.store.copy_sidecars(np.unique(dataset.locate(np.arange(*stretch))[0]).tolist())
     return {**look(dataset, *stretch), "samples": samples, "bytes": int(samples * dataset.sample_bytes)}
 
 

@@ -28,6 +28,12 @@ def refuse_full(folder: Path) -> None:
         raise UserError(f"{folder}: is not empty; choose another folder")
 
 
+def refuse_signed(dataset: Dataset) -> None:
+    """Raise UserError where no manifest can be written over a data set's shards: a secret stands in their URLs."""
+    for shard in range(len(dataset.manifest.urls)):
+        refuse_secrets(dataset.location(shard))
+
+
 @contextmanager
 def whole_or_none(*folders: Path) -> Iterator[None]:
     """Within it new data sets are written into these folders, which are gone if that fails: a full disk, Ctrl-C."""
@@ -96,11 +102,15 @@ def copy_index(dataset: Dataset, folder: Path) -> Manifest:
 
 
 def reach_shards(dataset: Dataset, folder: Path) -> list[str]:
-    """How each shard is reached from a folder of this machine: by URL, by absolute path, or by one from there."""
+    """How each shard is reached from a folder of this machine: by URL, by absolute path, or by one from there.
+
+    Raises:
+        UserError: a shard is reached by a URL with a password or signature.
+    """
+    refuse_signed(dataset)
     urls = []
     for shard, url in enumerate(dataset.manifest.urls):
         place = dataset.location(shard)
-        refuse_secrets(place)
         urls.append(place if is_remote(place) or Path(url).is_absolute() else os.path.relpath(place, folder))
     return urls
 

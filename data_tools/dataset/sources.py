@@ -154,5 +154,6 @@ def refuse_secrets(name: str) -> None:
     if location_of(name) != name:
         raise UserError(
             f"{location_of(name)}: comes with a password or signature, which a manifest would keep and which expires; "
-            "give it in the storage library's own way (environment, profile), or name the URLs where data are asked for"
+            "give credentials in the store's own way (S3: environment or profile, http: ~/.netrc), or name such URLs "
+            "where data are asked for: their index is kept in the cache"
         )

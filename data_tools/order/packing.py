@@ -194,6 +194,24 @@ def _pack_block(lengths: Int64Array, length: int, window: int) -> Columns:
     }
 
 
+def find_stretches(
+    documents: Int64Array,
+    shard_starts: Int64Array,
+    shard_stops: Int64Array,
+    stretch: int,
+    window: int = WINDOW,
+) -> tuple[Int64Array, Int64Array]:
+    """[first, stop), shapes (n,): the stretch of consecutive documents that each of ``documents`` lies in.
+
+    A window is cut into stretches of ``stretch`` documents, and where shards end: [``shard_starts``, ``shard_stops``)
+    is the shard of each. Rows hold documents of one window, so what rows need ends where windows do.
+    """
+    begin = documents - documents % window
+    first = documents - (documents - begin) % stretch
+    stop = np.minimum(first + stretch, begin + window)
+    return np.maximum(first, shard_starts), np.minimum(stop, shard_stops)
+
+
 def block_documents(length: int, window: int = WINDOW) -> int:
     """Documents to pack at once: as many windows as memory allows."""
     return window * max(1, BLOCK_BYTES // (48 * window + 8 * length))

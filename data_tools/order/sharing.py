@@ -9,7 +9,7 @@ a node has too much of is handed to those that have too little, which fetch thes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ class Runs:
     home: Int64Array
     first: Int64Array
     stop: Int64Array
+
+    def take(self, chosen: NDArray[np.bool_]) -> Runs:
+        """Those at some of the positions."""
+        return Runs(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def find_runs(order: Order, positions: Int64Array, nodes: int = 1, node: int | None = None) -> Runs:

@@ -32,9 +32,9 @@ class StorageOptions:
     """Read a public bucket without credentials."""
     requester_pays: bool = False
     """Read from buckets whose readers pay for the traffic."""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, hash=False)
     """Sent with every HTTP request."""
-    other: dict[str, Any] = field(default_factory=dict)
+    other: dict[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else the fsspec file system takes, by its own names."""
 
     def for_filesystem(self, scheme: str) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import Damage, DamagedSampleError
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.pieces import TokenReader, refuse_without_tokens
+from data_tools.dataset.pieces import Run, TokenReader, refuse_without_tokens
 from data_tools.decode.options import DecodeOptions
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
-from data_tools.order.packing import WINDOW
+from data_tools.order.packing import WINDOW, Rows, find_stretches
 from data_tools.order.permutation import derive_key
-from data_tools.order.sharing import find_runs
-from data_tools.order.shuffle import Order, choose_layout
+from data_tools.order.sharing import Runs, find_runs
+from data_tools.order.shuffle import CHUNK_BYTES, Order, choose_layout
 from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
 from data_tools.stream.packing_table import find_row_plan
@@ -29,7 +29,11 @@ from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
-Piece = tuple[int, int, int, int]  # shard, number among its valid samples, first token, tokens
+STRETCH_BYTES = CHUNK_BYTES
+"""Of remote documents that are fetched at once."""
+Piece = tuple[
+    int, int, int, int, Run
+]  # shard, number among its valid samples, first token, tokens, fetched with it
 
 
 class PackedStream:
@@ -61,6 +65,8 @@ class PackedStream:
         layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
         self.order = Order(np.array([self.plan.rows]), layout, self.seed)
         self.samples_per_epoch = self.plan.rows
+        self._stretch = stretch_documents(self.dataset.sample_bytes, window)
+        self.share_among(1, 0)
         log.info(
             "packing (%s): %d rows of %d tokens, %.2f %% full",
             self.method,
@@ -70,12 +76,36 @@ class PackedStream:
         )
 
     def share_among(self, nodes: int, node: int) -> None:
-        """As of a Stream; what is fetched with a document does not depend on it."""
+        """As of a Stream."""
+        self._nodes, self._node = nodes, node
 
     def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
         """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
-        remote = self.dataset.remote and self.order.layout.turn
-        return find_runs(self.order, positions, nodes).home if remote else None
+        return find_runs(self.order, positions, nodes).home if self._has_runs else None
+
+    @property
+    def _has_runs(self) -> bool:
+        return self.dataset.remote and self.order.layout.turn > 0
+
+    def _runs(self, positions: Int64Array, pieces: Rows) -> Runs | None:
+        """What this node fetches with the documents of the rows at ``positions``, (pieces,).
+
+        That is the stretch that a document lies in, or the document alone where the row is another node's by right.
+        None where it goes by the chunks of each shard.
+        """
+        if not self._has_runs:
+            return None
+        rows = find_runs(self.order, positions, self._nodes, self._node)
+        counts = np.diff(pieces.row_start)
+        documents, home = pieces.document, np.repeat(rows.home, counts)
+        shards, numbers = self.dataset.locate(documents)
+        starts = documents - numbers
+        first, stop = find_stretches(
+            documents, starts, starts + self.dataset.manifest.counts[shards], self._stretch, self._window
+        )
+        away = home != self._node
+        first, stop = np.where(away, documents, first), np.where(away, documents + 1, stop)
+        return Runs(np.repeat(rows.epoch, counts), documents, home, first, stop)
 
     @property
     def efficiency(self) -> float:
@@ -89,7 +119,7 @@ class PackedStream:
     def samples(self, positions: Int64Array) -> Iterator[Sample]:
         """The rows at ``positions`` ≥ 0, shape (n,), as `sample` gives them, with ``__damage__`` where there is any."""
         epochs, rows = self.order.indices(positions)
-        columns = positions.tolist(), epochs.tolist(), rows.tolist(), self._pieces(rows)
+        columns = positions.tolist(), epochs.tolist(), rows.tolist(), self._pieces(rows, positions)
         for position, epoch, row, pieces in zip(*columns, strict=True):
             sample, damages = self._row(pieces, position)
             number = row
@@ -97,7 +127,7 @@ class PackedStream:
                 if sample["document_ids"][0] or len(sample["documents"]):
                     break
                 number = derive_key(self.seed, position, attempt, _STAND_IN) % self.plan.rows
-                sample, _ = self._row(self._pieces(np.array([number]))[0], position)
+                sample, _ = self._row(self._pieces(np.array([number]), np.array([position]))[0], position)
             if not len(sample["documents"]):
                 raise UserError(
                     f"{damages[0].shard}: no row without damage found; run `python -m data_tools verify`"
@@ -122,8 +152,8 @@ class PackedStream:
         """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
         epochs, rows = self.order.indices(positions)
         pieces = self.plan.take(rows)
-        counts = np.diff(pieces.row_start)
-        return self._documents.segments(pieces, np.repeat(epochs, counts), np.repeat(positions, counts))
+        counts, runs = np.diff(pieces.row_start), self._runs(positions, pieces)
+        return self._documents.segments(pieces, np.repeat(epochs, counts), np.repeat(positions, counts), runs)
 
     def shards(self, positions: Int64Array) -> list[list[str]]:
         """The shards that hold the documents of each row at ``positions``."""
@@ -135,11 +165,13 @@ class PackedStream:
             for first, last in pairwise(pieces.row_start.tolist())
         ]
 
-    def _pieces(self, rows: Int64Array) -> list[list[Piece]]:
-        """The pieces of each row."""
+    def _pieces(self, rows: Int64Array, positions: Int64Array) -> list[list[Piece]]:
+        """The pieces of each row, which stands, or is to stand in, at one of ``positions``."""
         taken = self.plan.take(rows)
-        columns = *self.dataset.locate(taken.document), taken.start, taken.size
-        pieces = list(zip(*(column.tolist() for column in columns), strict=True))
+        shards, numbers = self.dataset.locate(taken.document)
+        together = self.dataset.find_together(shards, numbers, self._runs(positions, taken))
+        columns = (column.tolist() for column in (shards, numbers, taken.start, taken.size))
+        pieces = list(zip(*columns, together, strict=True))
         return [pieces[first:last] for first, last in pairwise(taken.row_start.tolist())]
 
     def _row(self, pieces: list[Piece], position: int) -> tuple[Sample, list[Damage]]:
@@ -148,9 +180,9 @@ class PackedStream:
         documents: list[tuple[str, int, int]] = []
         damages: list[Damage] = []
         at = 0
-        for shard, number, start, size in pieces:
+        for shard, number, start, size, run in pieces:
             try:
-                key, piece = self._documents.read(shard, number, start, size)
+                key, piece = self._documents.read(shard, number, start, size, run)
             except DamagedSampleError as error:
                 damages.append(Damage.at(position, error))
             else:
@@ -179,6 +211,11 @@ class PackedStream:
     def readable(self, positions: Int64Array) -> Int64Array:
         """All ``positions`` (n,): of a document that `verify` marked, a row has padding."""
         return positions
+
+
+def stretch_documents(sample_bytes: float, window: int) -> int:
+    """How many documents of a window are fetched at once: all of them, or a part of about `STRETCH_BYTES`."""
+    return -(-window // max(1, round(window * sample_bytes / STRETCH_BYTES)))
 
 
 def identify_lengths(dataset: Dataset) -> str:

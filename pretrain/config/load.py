@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from data_tools.errors import UserError, nearest
+from data_tools.schema import build_section, parse_override, put
 from pretrain.config.check import check
-from pretrain.config.schema import build_section
 from pretrain.config.sections import Config
 from pretrain.config.show import COMMAND_LINE, flatten
 
@@ -45,17 +45,6 @@ def read_recipe(recipe: str, folder: Path) -> tuple[dict[str, Any], str]:
     return values, path.name
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """`train.steps=10` → (["train", "steps"], 10); the value is read as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not all(key.split(".")):
-        raise UserError(f"{text!r} (command line): an override is written key=value, e.g. train.steps=100")
-    try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{text!r} (command line): the value is not valid YAML; quote it") from None
-
-
 def override(values: dict[str, Any], path: list[Any], value: Any, schema: Any = Config) -> dict[str, Any]:
     """`values` with another value at `path`; they are not changed themselves.
 
@@ -84,15 +73,6 @@ def section_at(schema: Any, path: list[Any]) -> Any:
         default = known[key].default
         schema = type(default) if is_dataclass(default) else Any if key in CHOSEN_BY_NAME else None
     return schema
-
-
-def put(values: dict[str, Any], path: list[Any], value: Any) -> dict[str, Any]:
-    """`values` with `value` at `path`, in mappings that are made where there are none."""
-    key = next((known for known in values if str(known) == str(path[0])), path[0])
-    if len(path) > 1:
-        inner = values.get(key)
-        value = put(inner if isinstance(inner, dict) else {}, path[1:], value)
-    return {**values, key: value}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any], schema: Any = Config) -> dict[str, Any]:

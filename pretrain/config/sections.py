@@ -9,40 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_tools.order.batch_sizes import BatchSizes
-from data_tools.storage.objects import Retry, StorageOptions, redacted
-from data_tools.storage.retry import PATIENT
-from data_tools.storage.segments import CACHE_BYTES, PREFETCH_BYTES, FetchOptions
+from data_tools.schema import build_section
+from data_tools.storage.objects import redacted
+from data_tools.storage.settings import StorageConfig
 from pretrain.checkpoint.config import CheckpointConfig
-from pretrain.config.schema import Share, build_section
+from pretrain.config.schema import Share
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 from pretrain.tracking.config import TrackingConfig
-
-
-@dataclass(frozen=True)
-class StorageConfig:
-    """How data that do not lie on this machine are reached, and what is kept of them here."""
-
-    options: StorageOptions = StorageOptions()
-    cache_folder: str | None = None
-    """Where this node keeps what it has fetched. Default: MASQUERADE_CACHE, else in a job of a cluster the node's own
-    disk (SLURM_TMPDIR, TMPDIR, /tmp), elsewhere ~/.cache/masquerade."""
-    cache_bytes: PositiveInt = CACHE_BYTES
-    """Of each data set, on each node: allow twice what the lanes hold at once."""
-    prefetch_bytes: PositiveInt = PREFETCH_BYTES
-    """On their way to a process at once, ahead of their use."""
-    patience: PositiveFloat = PATIENT.patience
-    """Seconds that an outage of the storage is waited for."""
-
-    @property
-    def fetching(self) -> FetchOptions:
-        """As `open_dataset` takes it."""
-        return FetchOptions(
-            cache_bytes=self.cache_bytes,
-            prefetch_bytes=self.prefetch_bytes,
-            cache_folder=Path(self.cache_folder) if self.cache_folder else None,
-            retry=Retry(patience=self.patience, storage=self.options),
-        )
 
 
 @dataclass(frozen=True)

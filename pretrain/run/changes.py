@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError, nearest
+from data_tools.schema import put
 from pretrain.checkpoint.folder import IDENTITY
-from pretrain.config.load import put
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
 from pretrain.run.folder import CHANGEABLE, Changes, differences, is_changeable

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_tools.errors import UserError
+from data_tools.schema import parse_override
 from data_tools.storage.atomic import atomic_file, write_atomically
 from data_tools.stream.loader import Step
 from pretrain.checkpoint.folder import complete, step_of
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.config.check import check_world_size
-from pretrain.config.load import build_config, override, parse_override
+from pretrain.config.load import build_config, override
 from pretrain.config.sections import Config
 from pretrain.data import count_steps, first_of, open_sources
 from pretrain.engine import start_engine

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from pretrain.config.schema import build_section
+from data_tools.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.text.tokenizer import fingerprint_of

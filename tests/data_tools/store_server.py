@@ -1,9 +1,11 @@
-"""An HTTP/1.1 server of a folder that keeps connections, asks for passwords and answers as it is told."""
+"""An HTTP/1.1 server of a folder as an object store serves it: it keeps connections, asks for passwords or signatures,
+tells ETags, and answers as it is told."""
 
 import re
 import ssl
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +18,15 @@ class StoreServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.answers, self.always = folder, [], None
-        self.login = self.signature = None  # asked for: the Authorization header; the query
+        self.login = self.signature = None  # asked for: the Authorization header; the query, of a GET only
+        self.tells_etag = False
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # (method, path as it came, headers)
         self.connections = 0
+
+    @property
+    def reads(self) -> list[str]:
+        """The path of each GET."""
+        return [path for method, path, _ in self.requests if method == "GET"]
 
 
 @contextmanager
@@ -57,6 +65,8 @@ def store_server(folder: Path, certificate: tuple[Path, Path] | None = None):
             headers = dict(told.get("headers", {}))
             if status is None:
                 data, status = path.read_bytes(), 200
+                if state.tells_etag:
+                    headers["ETag"] = f'"{zlib.crc32(data):08x}"'
                 if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
                     start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
                     headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", **headers}

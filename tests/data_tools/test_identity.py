@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_server import object_server
 from small_data import npy, write_tokens
+from store_server import store_server
 
 from data_tools.__main__ import main
 from data_tools.dataset.damage import DamagedSampleError
@@ -64,7 +64,7 @@ def test_the_fingerprint_of_packed_data_is_what_it_always_was(tmp_path):
 def test_remote_data_of_equal_layout_keep_to_themselves(tmp_path):
     for name, first in (("a", 100), ("b", 500)):
         assert command("index", bare(write(tmp_path / name, first)), "--no-crc") == 0
-    with object_server(tmp_path) as (url, _):
+    with store_server(tmp_path) as (url, _):
         a, b = (open_dataset(f"{url}/{name}", fetching=FAST) for name in "ab")
         assert a.fingerprint == b.fingerprint
         assert (first_tokens(a), first_tokens(b)) == (A, B)
@@ -73,7 +73,7 @@ def test_remote_data_of_equal_layout_keep_to_themselves(tmp_path):
 @pytest.mark.parametrize("tells_etag, crc", [(True, "--crc"), (False, "--crc"), (True, "--no-crc")])
 def test_a_shard_replaced_by_one_of_equal_size_is_noticed(tmp_path, tells_etag, crc):
     write(tmp_path / "a", 100), write(tmp_path / "b", 500)
-    with object_server(tmp_path / "a") as (url, server):
+    with store_server(tmp_path / "a") as (url, server):
         server.tells_etag = tells_etag
         tars = [f"{url}/{i:06d}.tar" for i in range(2)]
         bare(tmp_path / "a")
@@ -92,16 +92,16 @@ def test_a_shard_replaced_by_one_of_equal_size_is_noticed(tmp_path, tells_etag, 
 
 def test_a_fresh_signature_is_the_same_data(tmp_path):
     bare(write(tmp_path, 100))
-    with object_server(tmp_path) as (url, server):
+    with store_server(tmp_path) as (url, server):
 
         def signed(signature):
-            server.signature = signature
-            return [f"{url}/{i:06d}.tar?X-Amz-Expires=60&X-Amz-Signature={signature}" for i in range(2)]
+            server.signature = f"X-Amz-Expires=60&X-Amz-Signature={signature}"
+            return [f"{url}/{i:06d}.tar?{server.signature}" for i in range(2)]
 
         first = open_dataset(signed("one"), fetching=FAST)
         assert first_tokens(first) == A
         state = Loader(Stream(first), lambda s, r: s, global_batch_size=2).state_dict()
-        server.reads.clear()
+        server.requests.clear()
         again = open_dataset(signed("two"), fetching=FAST)
         assert first_tokens(again) == A
         assert (
@@ -196,7 +196,7 @@ def test_remote_tars_are_fetched_once_to_index_them(tmp_path):
         writer.write(f"{i:03d}", {"bin": bytes(3 << 20)})
     finish_dataset(writer)
     bare(tmp_path)
-    with object_server(tmp_path) as (url, server):
+    with store_server(tmp_path) as (url, server):
         dataset = open_dataset(f"{url}/000000.tar")
         assert len(server.reads) == 2  # windows of 8 MB
     assert dataset.fingerprint == open_dataset(tmp_path / "000000.tar").fingerprint
@@ -244,7 +244,7 @@ def test_a_prefix_is_indexed_verified_and_split_where_it_lies(tmp_path, store, c
 
 def test_what_cannot_be_written_beside_goes_to_a_folder(tmp_path, capsys):
     write(tmp_path / "data", 100)
-    with object_server(tmp_path / "data") as (url, _):
+    with store_server(tmp_path / "data") as (url, _):
         assert command("verify", url, "--processes", 1) == 0  # nothing to mark, nothing to write
         sidecar = read_sidecar(tmp_path / "data" / "000000.tar.sidecar")
         data = bytearray((tmp_path / "data" / "000000.tar").read_bytes())

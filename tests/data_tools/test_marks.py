@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 from bad_server import bad_server
-from object_server import object_server
 from small_data import png, write_images, write_tokens
+from store_server import store_server
 
 from data_tools.__main__ import main
 from data_tools.commands.verify import verify as mark_bad
@@ -170,7 +170,7 @@ def test_a_server_that_fails_is_an_error_and_no_damage(folder, tmp_path, fault):
 
 
 def test_what_is_sound_over_http_is_not_marked(folder, tmp_path):
-    with object_server(folder) as (url, _):
+    with store_server(folder) as (url, _):
         assert command("index", f"{url}/000000.tar", "--output", tmp_path / "urls") == 0
         assert verify(tmp_path / "urls") == 0
         flip(folder, 3)

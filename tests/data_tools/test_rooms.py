@@ -8,6 +8,7 @@ ROOMS = ["errors", "storage", "formats", "decode", "order", "dataset", "stream",
 """From the lowest to the highest. `errors` hides what is secret in URLs, which storage knows."""
 LOOSE = {
     "jobs": "formats",
+    "schema": "storage",
     "tokenizer": "stream",
     "samples": "commands",
     "__main__": "commands",

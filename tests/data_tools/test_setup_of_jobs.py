@@ -9,7 +9,7 @@ from small_data import write_images, write_tokens
 
 from data_tools.commands.split import split
 from data_tools.commands.stats import statistics
-from data_tools.commands.tokenize import plan_tokenize, read
+from data_tools.commands.tokenize import plan_tokenize
 from data_tools.dataset import open as opening
 from data_tools.dataset.open import open_dataset
 from data_tools.dataset.reader import Store
@@ -46,7 +46,7 @@ def test_tokenize_reads_the_manifest_once_in_each_process(tmp_path, manifests):
     tokenizer = sample_folder("sotu") / "tokenizer"
     folder = str(tmp_path / "text")
     source = plan_tokenize(folder, open_dataset(folder), tokenizer, "none", [])
-    assert sum(len(list(read(job))) for job in source.jobs) == 12
+    assert sum(len(list(source.read(job))) for job in source.jobs) == 12
     assert len(source.jobs) == 6 and len(manifests) == 2
 
 

@@ -18,7 +18,7 @@ import torch
 
 import data_tools.samples
 from data_tools.commands.pack.engine import Packed
-from data_tools.commands.tokenize import plan_tokenize, read
+from data_tools.commands.tokenize import plan_tokenize
 from data_tools.dataset.open import open_dataset
 from data_tools.formats.shard_writer import ShardWriter, finish_dataset
 from pretrain.config.load import load_config
@@ -112,7 +112,7 @@ def tokenize(folder: Path) -> None:
         source = plan_tokenize("sample:sotu", open_dataset("sample:sotu"), tokenizer, ends, [])
         writer = ShardWriter(folder / ends, with_length=True)
         for job in source.jobs:
-            for document in read(job):
+            for document in source.read(job):
                 assert isinstance(document, Packed)
                 writer.write(document.key, document.members, document.length)
         for name, file in source.files.items():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import ResNetModel, SwinModel
 
-from pretrain.config.schema import build_section
+from data_tools.schema import build_section
 from pretrain.encoders import ENCODERS
 
 SMALL = {

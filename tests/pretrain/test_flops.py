@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data_tools.dataset.open import open_dataset
+from data_tools.schema import build_section
 from pretrain.config.load import load_config
-from pretrain.config.schema import build_section
 from pretrain.data import build_loader, first_of, open_sources
 from pretrain.encoders import encoder_class
 from pretrain.engine.base import World

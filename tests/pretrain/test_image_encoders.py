@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from data_tools.errors import UserError
+from data_tools.schema import build_section
 from pretrain.config.load import load_config
-from pretrain.config.schema import build_section
 from pretrain.encoders import ENCODERS, encoder_class
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.autoencoder import Autoencoder

@@ -41,8 +41,8 @@ from transformers import (
 )
 
 from data_tools.errors import UserError
+from data_tools.schema import build_section
 from pretrain.config.load import build_config, load_config
-from pretrain.config.schema import build_section
 from pretrain.config.show import to_dict
 from pretrain.data import first_of, open_sources
 from pretrain.encoders import encoder_class

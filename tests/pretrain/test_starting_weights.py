@@ -13,8 +13,8 @@ from tiny_run import SMALL, make_run
 from transformers import BertConfig, BertModel, ConvNextV2Config, ConvNextV2Model, ViTConfig, ViTModel
 
 from data_tools.errors import UserError
+from data_tools.schema import build_section
 from pretrain.config.load import load_config
-from pretrain.config.schema import build_section
 from pretrain.encoders import encoder_class
 from pretrain.release.release import release_run
 from pretrain.run.run import run

@@ -53,7 +53,10 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be packed: ``read`` (a top-level function) turns a job into samples; jobs are JSON-able."""
+    """What is to be packed: ``read`` turns a job into samples; jobs are JSON-able.
+
+    It goes to other processes, so it is a top-level function, or a `partial` of one.
+    """
 
     read: Callable[[Any], Iterator[Packed | Skipped]]
     jobs: Sequence[Any]
