@@ -23,6 +23,21 @@ CHOSEN_BY_NAME = ("encoder", "objective", "task")
 """Sections whose `name` says which settings they have."""
 
 
+class SettingsLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which a key is a word: `on` names a setting, and is not true as YAML 1.1 has it."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":
+                key.tag = "tag:yaml.org,2002:str"
+
+
+def read_yaml(text: str) -> Any:
+    """Settings as somebody wrote them."""
+    return yaml.load(text, Loader=SettingsLoader)
+
+
 def load_recipe(recipe: str) -> tuple[dict[str, Any], str]:
     """The mapping in a recipe (a name from `pretrain/recipes`, or a path to a YAML file) and what to call it."""
     return read_recipe(recipe, RECIPES)
@@ -37,7 +52,7 @@ def read_recipe(recipe: str, folder: Path) -> tuple[dict[str, Any], str]:
             f"recipe {recipe!r}: no such recipe;{nearest(recipe, known)} known: {', '.join(known)}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -51,7 +66,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not separator or not all(key.split(".")):
         raise UserError(f"{text!r} (command line): an override is written key=value, e.g. train.steps=100")
     try:
-        return key.split("."), yaml.safe_load(value)
+        return key.split("."), read_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"{text!r} (command line): the value is not valid YAML; quote it") from None
 

@@ -12,6 +12,7 @@ from data_tools.order.batch_sizes import BatchSizes
 from data_tools.storage.objects import Retry, StorageOptions, redacted
 from data_tools.storage.retry import PATIENT
 from data_tools.storage.segments import CACHE_BYTES, PREFETCH_BYTES, FetchOptions
+from pretrain.augment.config import AugmentConfig
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.config.schema import Share, build_section
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
@@ -176,6 +177,7 @@ class Config:
     fsdp: FSDPConfig = FSDPConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     encoder: Any
     objective: Any
     init_from: str | None = None

@@ -15,9 +15,10 @@ import torch
 
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.overlap import count_shared
-from data_tools.errors import mistakes_of_one_rank, tell_error
+from data_tools.errors import UserError, mistakes_of_one_rank, tell_error
 from data_tools.storage.atomic import write_atomically
 from data_tools.stream.loader import make_micro_batch
+from pretrain.augment.config import AugmentConfig
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size
@@ -112,6 +113,11 @@ def build_objective(config: Config, dataset: Dataset, deferred: bool = False) ->
     seed = seed_of(config.seed, "weights")
     objective = build_deferred(build, seed) if deferred else build_whole(build, seed)
     check_rules(config, objective)
+    if config.augment != AugmentConfig() and objective.augmentation is None:
+        raise UserError(
+            f"augment: objective {config.objective.name!r} draws no views of images; leave augment out"
+        )
+    objective.augment_config = config.augment
     return objective
 
 
@@ -258,9 +264,10 @@ def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> 
 
 
 def make_first_batch(config: Config, objective: Objective, sources: Sources, size: int) -> Batch:
-    """The first `size` samples of the run's stream, as training takes them, on the CPU; the same on every rank."""
+    """The first `size` samples of the run's stream, as `loss` takes them, on the CPU; the same on every rank."""
     stream, positions = build_stream(config, sources), np.arange(size, dtype=np.int64)
-    return make_micro_batch(stream, objective.example, config.seed, positions, objective.collate)[0]
+    batch, _, _ = make_micro_batch(stream, objective.make_example, config.seed, positions, objective.collate)
+    return objective.arrive(batch)
 
 
 def build_meter(config: Config, engine: Engine, flops: float | None) -> Meter:
