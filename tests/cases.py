@@ -30,6 +30,7 @@ CASES: dict[str, list[str]] = {
              " num_heads: [1, 2], window_size: 2}"],
     "resnet": ["attribute_digits", f"encoder={{name: resnet, {DIGITS}, embedding_size: 8, hidden_sizes: [8, 16],"
                " depths: [1, 1], layer_type: basic}"],
+    "mae_on_device": [*MAE, "augment.on=device"],
     "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
     "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
     "gan_without_r1": [*GAN, "objective.r1_gamma=0"],

@@ -29,20 +29,25 @@ def jitter(image: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         factors: (B, 4), of which 1, 1, 1, 0 change nothing.
         order: (B, 4), a permutation of the four.
     """
-    for turn in order.unbind(1):  # (B,)
-        factor = factors.gather(1, turn[:, None])[..., None, None]  # (B, 1, 1, 1)
-        turn = turn[:, None, None, None]  # noqa: PLW2901 - shaped as images are
-        is_hue = turn == HUE
-        if needed(~is_hue & (factor != 1)):
-            grey = luminance(image)
-            # Rows first: a sum over whole images would be split among threads, and its bits depend on their number.
-            mean = grey.mean(3, keepdim=True).mean(2, keepdim=True)
-            other = torch.where(turn == SATURATION, grey, torch.where(turn == CONTRAST, mean, 0.0))
-            blended = (image * factor + other * (1 - factor)).clamp(0, 1)
-            image = torch.where(is_hue, image, blended)
-        if needed(is_hue & (factor != 0)):
-            image = torch.where(is_hue & (factor != 0), turn_hue(image, factor), image)
+    for turn in order[..., None, None].split(1, dim=1):  # (B, 1, 1, 1)
+        factor = factors[..., None, None].gather(1, turn)
+        is_hue = (turn == HUE) & (factor != 0)
+        blend = torch.where(turn == HUE, 1.0, factor)
+        if needed(blend != 1):
+            image = (image * blend + blended_with(image, turn) * (1 - blend)).clamp_(0, 1)
+        if needed(is_hue):
+            image = torch.where(is_hue, turn_hue(image, factor), image)
     return image
+
+
+def blended_with(image: Tensor, turn: Tensor) -> Tensor:
+    """What each image is blended with when it is the turn (B, 1, 1, 1) of brightness, contrast or saturation."""
+    if not needed((turn == CONTRAST) | (turn == SATURATION)):
+        return torch.zeros_like(turn, dtype=image.dtype)
+    grey = luminance(image)  # (B, 1, H, W)
+    # Rows first: a sum over whole images would be split among threads, and its bits depend on their number.
+    mean = grey.mean(3, keepdim=True).mean(2, keepdim=True)
+    return torch.where(turn == SATURATION, grey, torch.where(turn == CONTRAST, mean, 0.0))
 
 
 def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
@@ -65,11 +70,15 @@ def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
 
 def to_grey(image: Tensor, chosen: Tensor) -> Tensor:
     """The images (B, 1) that are chosen without their colours."""
+    if not needed(chosen):
+        return image
     return torch.where(chosen[..., None, None], luminance(image), image)
 
 
 def solarise(image: Tensor, chosen: Tensor) -> Tensor:
     """The images (B, 1) that are chosen with all values from 0.5 on inverted."""
+    if not needed(chosen):
+        return image
     return torch.where(chosen[..., None, None] & (image >= 0.5), 1 - image, image)
 
 

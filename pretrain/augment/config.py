@@ -19,8 +19,8 @@ class AugmentConfig:
     on: Literal["host", "device"] = "host"
     """`host`: by the decoding workers. `device`: whole images travel, and become views where the model is."""
     source_size: PositiveInt | None = None
-    """Images whose shorter side is longer are brought to it first: what travels to a device is padded to the largest
-    image of the batch. None: as they are."""
+    """With `device`, images whose shorter side is longer are brought to it before they travel, padded to the largest of
+    the batch; None: as they are."""
 
 
 @dataclass(frozen=True)

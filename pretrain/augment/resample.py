@@ -35,7 +35,7 @@ class Taps:
         _, size, taps = self.index.shape
         first = torch.arange(batch, device=rows.device).view(-1, 1, 1) * number
         index = (self.index + first).view(-1, taps)  # (B·S, K)
-        weight = self.weight.to(rows.dtype).view(-1, taps)
+        weight = self.weight.to(rows.dtype).reshape(-1, taps)
         flat = rows.reshape(-1, features)  # (B·R, F)
         return F.embedding_bag(index, flat, mode="sum", per_sample_weights=weight).view(batch, size, features)
 

@@ -7,6 +7,7 @@ a whole batch: no image has a part in another one's views.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from data_tools.errors import UserError
 from pretrain.augment.colour import jitter, needed, solarise, to_grey
 from pretrain.augment.config import AugmentConfig, ViewConfig
 from pretrain.augment.image import center_box, random_box
-from pretrain.augment.resample import Taps, blur_taps, resample, resize_taps
+from pretrain.augment.resample import blur_taps, resample, resize_taps
 
 SOURCE, SOURCE_SIZE = "source", "source_size"
 """In an example or batch whose views are not made yet: the image (H, W, C); in a batch its height and width, too."""
@@ -73,57 +74,64 @@ class Views:
                 height, width, rng, self.size, config.crop_scale, config.crop_ratio
             )
         box = [left / width, top / height, right / width, bottom / height]
-        flip = rng.random() < config.flip
+        flip = happens(config.flip, rng)
         factors, order = [1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3]
-        if rng.random() < config.jitter:
+        if happens(config.jitter, rng):
             strengths = (config.brightness, config.contrast, config.saturation)
             factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in strengths]
             factors.append(rng.uniform(-config.hue, config.hue))
             order = rng.permutation(4).tolist()
-        grey = rng.random() < config.grey
-        sigma = rng.uniform(*config.blur_sigma) if rng.random() < config.blur else 0.0
-        return [*box, flip, *factors, *order, grey, sigma, rng.random() < config.solarise]
+        grey = happens(config.grey, rng)
+        sigma = rng.uniform(*config.blur_sigma) if happens(config.blur, rng) else 0.0
+        return [*box, flip, *factors, *order, grey, sigma, happens(config.solarise, rng)]
 
     @torch.no_grad()
     def make(self, source: Tensor, drawn: Tensor, own_size: Tensor) -> Tensor:
         """Images (B, H, W, C), bytes or floats in [0, 1] → their views, floats in [0, 1].
 
-        On a CPU one image after the other, whose views fit into its caches and go through what they need only.
-
         Args:
             drawn: (B, n, 14).
             own_size: (B, 2) height and width of each image without the padding at its end.
         """
-        if source.device.type == "cpu":
-            parts = zip(source.split(1), drawn.split(1), own_size.split(1), strict=True)
-            views = torch.cat([self.make_together(*part) for part in parts])
+        x, numbers = self.crop(source, drawn, own_size), drawn.flatten(0, 1)  # (B·n, C, S, T), (B·n, 14)
+        if (
+            x.device.type == "cpu"
+        ):  # one after the other they stay in its caches, and take the steps they need only
+            x = torch.cat([self.change(*view) for view in zip(x.split(1), numbers.split(1), strict=True)])
         else:
-            views = self.make_together(source, drawn, own_size)
-        return views if self.count else views[:, 0]
+            x = self.change(x, numbers)
+        return x.unflatten(0, drawn.shape[:2]) if self.count else x
 
-    def make_together(self, source: Tensor, drawn: Tensor, own_size: Tensor) -> Tensor:
-        """The same for the whole batch at once: (B, n, C, S, T)."""
-        x = scale_to_unit(source)
-        vertical, horizontal = self.crop_taps(drawn, own_size, *x.shape[1:3])
-        x = resample(x, vertical.flatten(1, 2), horizontal.flatten(0, 1)).clamp(0, 1)  # (B·n, C, S, T)
-        factors, order, grey, sigma, solarised = drawn.flatten(0, 1)[:, 5:].split([4, 4, 1, 1, 1], dim=1)
-        x, alpha = x[:, : self.colours], x[:, self.colours :]
-        x = jitter(x, factors.to(x.dtype), order.long())
-        x = to_grey(x, grey.bool())
-        x = self.blur(torch.cat([x, alpha], dim=1), sigma)
-        x, alpha = x[:, : self.colours], x[:, self.colours :]
-        x = torch.cat([solarise(x, solarised.bool()), alpha], dim=1)
-        return x.unflatten(0, drawn.shape[:2])
+    def change(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """Crops (B, C, S, T) with their colours changed, blurred and solarised; numbers (B, 14)."""
+        factors, order, grey, sigma, solarised = numbers[:, 5:].split([4, 4, 1, 1, 1], dim=1)
+        x = self.on_colours(x, lambda x: to_grey(jitter(x, factors.to(x.dtype), order.long()), grey.bool()))
+        x = self.blur(x, sigma)
+        return self.on_colours(x, lambda x: solarise(x, solarised.bool()))
 
-    def crop_taps(self, drawn: Tensor, own_size: Tensor, height: int, width: int) -> tuple[Taps, Taps]:
-        """Vertical and horizontal ones of each view, (B, n, size, K), of images padded to `height` and `width`."""
+    def on_colours(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images (B, C, S, T) with their colours changed, and alpha as it was."""
+        if x.shape[1] == self.colours:
+            return change(x)
+        return torch.cat([change(x[:, : self.colours]), x[:, self.colours :]], dim=1)
+
+    def crop(self, source: Tensor, drawn: Tensor, own_size: Tensor) -> Tensor:
+        """Cut, resized and mirrored: (B, H, W, C) → (B·n, C, S, T)."""
         left, top, right, bottom, flip = drawn[..., :5].unbind(2)  # (B, n)
         own_height, own_width = own_size.to(drawn.dtype).split(1, dim=1)  # (B, 1)
-        kernel, upright = self.config.interpolation, torch.zeros_like(flip)
-        return (
-            resize_taps(top * own_height, bottom * own_height, upright, own_height, self.size[0], kernel, height),
-            resize_taps(left * own_width, right * own_width, flip, own_width, self.size[1], kernel, width),
-        )  # fmt: skip
+        kernel, (height, width), upright = (
+            self.config.interpolation,
+            source.shape[1:3],
+            torch.zeros_like(flip),
+        )
+        vertical = resize_taps(
+            top * own_height, bottom * own_height, upright, own_height, self.size[0], kernel, height
+        )
+        horizontal = resize_taps(
+            left * own_width, right * own_width, flip, own_width, self.size[1], kernel, width
+        )
+        x = resample(scale_to_unit(source), vertical.flatten(1, 2), horizontal.flatten(0, 1))
+        return x.clamp_(0, 1)  # bicubic kernels overshoot at edges
 
     def blur(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, S, T), each image by its own sigma (B, 1) in pixels, 0 for none."""
@@ -143,15 +151,14 @@ class Augmentation:
         """What is random in the views of an image (H, W, C), and the image: for `example` to return."""
         height, width = image.shape[:2]
         drawn = {name + DRAWN: views.draw(height, width, rng) for name, views in self.views.items()}
-        return {SOURCE: image, **drawn}
+        return {SOURCE: image / np.float32(65535) if image.dtype == np.uint16 else image, **drawn}
 
     def prepare(self, example: dict[str, Any], config: AugmentConfig) -> dict[str, Any]:
         """An example as it travels: with its views made, or with its image if they are made on the device."""
         if SOURCE not in example:
             return example
-        example = {**example, SOURCE: shrink(example[SOURCE], config.source_size)}
         if config.on == "device":
-            return example
+            return {**example, SOURCE: shrink(example[SOURCE], config.source_size)}
         names = [SOURCE, *(name + DRAWN for name in self.views)]
         alone = {name: torch.from_numpy(np.array(example[name]))[None] for name in names}
         alone[SOURCE_SIZE] = torch.tensor([example[SOURCE].shape[:2]])
@@ -185,15 +192,18 @@ class Augmentation:
         return {name: value for name, value in batch.items() if name not in used} | made
 
 
+def happens(share: float, rng: np.random.Generator) -> bool:
+    """Whether what happens to a share of views does. What never happens takes no number, so others stay the same."""
+    return share > 0 and rng.random() < share
+
+
 def scale_to_unit(image: Tensor) -> Tensor:
     """Bytes as floats in [0, 1]; floats as they are."""
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
 def shrink(image: np.ndarray, short: int | None) -> np.ndarray:
-    """An image (H, W, C) with a shorter side of at most `short` pixels; of bytes or floats in [0, 1]."""
-    if image.dtype == np.uint16:
-        image = image.astype(np.float32) / 65535
+    """An image (H, W, C) with a shorter side of at most `short` pixels."""
     height, width = image.shape[:2]
     if short is None or min(height, width) <= short:
         return image

@@ -18,7 +18,6 @@ from data_tools.dataset.overlap import count_shared
 from data_tools.errors import UserError, mistakes_of_one_rank, tell_error
 from data_tools.storage.atomic import write_atomically
 from data_tools.stream.loader import make_micro_batch
-from pretrain.augment.config import AugmentConfig
 from pretrain.checkpoint.saving import Checkpoints
 from pretrain.checkpoint.targets import Copies, identity_of, on_main_process_for_long, open_run
 from pretrain.config.check import check_world_size
@@ -113,9 +112,10 @@ def build_objective(config: Config, dataset: Dataset, deferred: bool = False) ->
     seed = seed_of(config.seed, "weights")
     objective = build_deferred(build, seed) if deferred else build_whole(build, seed)
     check_rules(config, objective)
-    if config.augment != AugmentConfig() and objective.augmentation is None:
+    if config.augment.on == "device" and objective.augmentation is None:
         raise UserError(
-            f"augment: objective {config.objective.name!r} draws no views of images; leave augment out"
+            f"augment.on=device: objective {config.objective.name!r} with encoder {config.encoder.name!r} draws no "
+            "views of images; leave it out"
         )
     objective.augment_config = config.augment
     return objective
