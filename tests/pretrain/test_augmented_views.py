@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pretrain.augment.colour import HUE, jitter, solarise, to_grey
 from pretrain.augment.config import AugmentConfig, ViewConfig
 from pretrain.augment.image import random_box
 from pretrain.augment.views import Augmentation, Views
+from tests.pretrain.test_no_waiting import Spy
 
 EVERYTHING = ViewConfig(jitter=0.8, grey=0.3, blur=0.5, solarise=0.3)
 SIZES = ((40, 60), (61, 33), (24, 24))
@@ -159,6 +161,15 @@ def test_a_view_has_the_same_bits_alone_and_in_any_batch(threads):
     assert torch.equal(one_by_one, torch.cat(parts))
     assert torch.equal(together, one_by_one.flatten(0, 1))
     assert ((one_by_one >= 0) & (one_by_one <= 1)).all()
+
+
+def test_no_operation_on_a_device_waits_for_it():
+    views = Views(EVERYTHING, 16, 3, count=2)
+    batch = batch_of(views, [picture(*size) for size in SIZES])
+    everything = (mock.patch(f"pretrain.augment.{name}.needed", lambda _: True) for name in ("colour", "views"))
+    with next(everything), next(everything), Spy() as spy:
+        views.change(views.crop(*batch), batch[1].flatten(0, 1))
+    assert spy.waits == []
 
 
 def batch_of_one(image, drawn):
