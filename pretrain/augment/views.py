@@ -21,6 +21,7 @@ from pretrain.augment.colour import jitter, needed, solarise, to_grey
 from pretrain.augment.config import AugmentConfig, ViewConfig
 from pretrain.augment.image import center_box, random_box
 from pretrain.augment.resample import blur_taps, resample, resize_taps
+from pretrain.ops.sizes import ImageSize, rows_and_columns
 
 SOURCE, SOURCE_SIZE = "source", "source_size"
 """In an example or batch whose views are not made yet: the image (H, W, C); in a batch its height and width, too."""
@@ -36,12 +37,12 @@ class Views:
     def __init__(
         self,
         config: ViewConfig,
-        size: int | tuple[int, int],
+        size: ImageSize,
         channels: int,
         count: int | None = None,
         place: str = "views",
     ) -> None:
-        """Views of `size` pixels (height, width).
+        """Views of `size`.
 
         Args:
             channels: of the images; the last of 2 or 4 is alpha, whose values are no colours.
@@ -51,7 +52,7 @@ class Views:
             UserError: saturation or hue of what is not RGB.
         """
         self.config, self.count = config, count
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = rows_and_columns(size)
         self.colours = channels - (channels in ALPHA)
         for name in ("saturation", "hue"):
             if config.jitter and getattr(config, name) and self.colours != 3:
