@@ -20,13 +20,28 @@ UNKNOWN_KEY = "unexpected_keyword_argument"
 """What pydantic calls it."""
 
 
+class SettingsLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which a key is a word: `on` names a setting, and is not true as YAML 1.1 has it."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":
+                key.tag = "tag:yaml.org,2002:str"
+
+
+def read_yaml(text: str) -> Any:
+    """Settings as somebody wrote them."""
+    return yaml.load(text, Loader=SettingsLoader)
+
+
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`train.steps=10` → (["train", "steps"], 10); the value is read as YAML."""
     key, separator, value = text.partition("=")
     if not separator or not all(key.split(".")):
         raise UserError(f"{text!r} (command line): an override is written key=value, e.g. train.steps=100")
     try:
-        return key.split("."), yaml.safe_load(value)
+        return key.split("."), read_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"{key} (command line): the value is not valid YAML; quote it") from None
 

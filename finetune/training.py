@@ -106,7 +106,7 @@ def train(
             "train": config.train,
             "optimizer": config.optimizer,
             "schedule": config.schedule,
-            "tracking": {"log_every": max(1, steps // PROGRESS_LINES)} if progress else {},
+            "tracking": {"log_every": max(1, steps // PROGRESS_LINES)},  # on all ranks: a line sums over them
         },
         "",
     )

@@ -123,7 +123,7 @@ def build_loader(
     own = objective.without_networks()
     return Loader(
         build_stream(config, sources),
-        own.example,
+        own.make_example,
         collate=own.collate,
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,

@@ -84,7 +84,7 @@ class Trainer:
         self.hook_states: dict[str, Any] = {}
         """Of the checkpoint that was resumed, by name."""
         self.meter = meter or Meter(engine)
-        self.feed = Feed(engine.device)
+        self.feed = Feed(engine.device, objective.arrive)
         self.step = 0
         self.phases = objective.phases()
         prefixes = {p.name: f"{p.name}/" if len(self.phases) > 1 else "" for p in self.phases}

@@ -45,6 +45,7 @@ CASES: dict[str, list[str]] = {
     "bigan": ["bigan_digits", *CONVNEXT, "objective.latent_size=8", "objective.generator_width=8",
               "objective.discriminator_width=8", "objective.hidden_sizes=[16]", "objective.r1_every=4"],
     "context_encoder": ["context_encoder_digits", *CONVNEXT, "objective.bottleneck_size=16", "objective.width=8"],
+    "mae_on_device": [*MAE, "augment.on=device"],
     "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
     "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
     "gan_without_r1": [*GAN, "objective.r1_gamma=0"],

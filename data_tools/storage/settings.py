@@ -11,7 +11,7 @@ import yaml
 from pydantic import PositiveFloat, PositiveInt
 
 from data_tools.errors import UserError
-from data_tools.schema import build_section, parse_override, put
+from data_tools.schema import build_section, parse_override, put, read_yaml
 from data_tools.storage.options import StorageOptions
 from data_tools.storage.retry import PATIENT, Retry
 from data_tools.storage.segments import CACHE_BYTES, PREFETCH_BYTES, FetchOptions
@@ -65,7 +65,7 @@ def read_settings(words: Sequence[str]) -> StorageConfig:
 def read_file(path: Path) -> dict[str, Any]:
     """The keys of ``data.storage`` that stand in a YAML file: by themselves, or where a recipe has them."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(
             f"{path}: no such file ({error.strerror}); give KEY=VALUE, or a YAML file of such keys"

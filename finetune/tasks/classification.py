@@ -60,8 +60,12 @@ class Classification(Objective):
         logits = self.logits(batch).float()  # (B, classes)
         target = batch["class"]
         correct = (logits.detach().argmax(1) == target).sum()
-        loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=self.config.label_smoothing)
-        return Loss(loss, {"accuracy": correct})
+        return Loss(self.cross_entropy(logits, batch), {"accuracy": correct})
+
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Summed over samples: (B, classes) → a scalar."""
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits, batch["class"], reduction="sum", label_smoothing=smoothing)
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, classes)."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydantic import NonNegativeFloat
+from torch import Tensor
+from torch.nn import functional as F
 
 from finetune.tasks.classification import Classification, ClassificationConfig
-from pretrain.config.schema import Range
+from finetune.tasks.mixing import draw_mixing, mix
+from pretrain.config.schema import Range, Share
 from pretrain.objectives.base import Batch
 
 
@@ -27,6 +31,14 @@ class ImageClassificationConfig(ClassificationConfig):
     """Largest horizontal shear to either side, in degrees."""
     flip: bool = False
     """Mirror half of the images; not for digits or text."""
+    mixup: NonNegativeFloat = 0.0
+    """Blend each image, and its class, with another one: α of mixup (Zhang et al. 2017, arXiv:1710.09412); 0: none."""
+    cutmix: NonNegativeFloat = 0.0
+    """Paste a box of another one into it: α of CutMix (Yun et al. 2019, arXiv:1905.04899); 0: none."""
+    mix_share: Share = 1.0
+    """Share of images that are mixed, where mixup or cutmix is set."""
+    cutmix_share: Share = 0.5
+    """Share of those that are mixed by cutmix, where both are set."""
 
 
 class ImageClassification(Classification):
@@ -35,6 +47,30 @@ class ImageClassification(Classification):
     Config = ImageClassificationConfig
     modality = "image"
     auto_model = "AutoModelForImageClassification"
+
+    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """As all tasks have it. Mixed with another one: "other_class", and the "share" of the own class."""
+        example = super().example(sample, rng)
+        if not self.config.mixup and not self.config.cutmix:
+            return example
+        share, box = draw_mixing(self.config, example["image"].shape[1:], rng)
+        # Any sample, decoded once more: one of the same batch would be another one on another number of ranks.
+        other = self.dataset.dataset[int(rng.integers(len(self.dataset)))]
+        other = super().example(other, rng)
+        image = mix(example["image"], other["image"], share, box)
+        return {**example, "image": image, "other_class": other["class"], "share": np.float32(share)}
+
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Against both classes of what is mixed, each by its share."""
+        if "share" not in batch:
+            return super().cross_entropy(logits, batch)
+        own, other = (
+            F.cross_entropy(
+                logits, batch[name], reduction="none", label_smoothing=self.config.label_smoothing
+            )
+            for name in ("class", "other_class")
+        )
+        return other.lerp(own, batch["share"]).sum()
 
     def augment(self, view: Batch, rng: np.random.Generator) -> Batch:
         config = self.config

@@ -32,6 +32,11 @@ def check(config: Config) -> None:
     for name in ("temperature", "max_repeats"):
         if getattr(config.data, name) is not None and len(config.data.weights) < 2:
             raise UserError(f"data.{name}: is of several data sets, data.path names one; leave it out")
+    if config.augment.source_size is not None and config.augment.on == "host":
+        raise UserError(
+            f"augment.source_size={config.augment.source_size}: is of images that travel to the device; set "
+            "augment.on=device, or leave it out"
+        )
     check_probe(config.probe)
     check_heads(config)
     check_validation(config)

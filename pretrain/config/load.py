@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from data_tools.errors import UserError, nearest
-from data_tools.schema import build_section, parse_override, put
+from data_tools.schema import build_section, parse_override, put, read_yaml
 from pretrain.config.check import check
 from pretrain.config.sections import Config
 from pretrain.config.show import COMMAND_LINE, flatten
@@ -37,7 +37,7 @@ def read_recipe(recipe: str, folder: Path) -> tuple[dict[str, Any], str]:
             f"recipe {recipe!r}: no such recipe;{nearest(recipe, known)} known: {', '.join(known)}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

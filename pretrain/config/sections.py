@@ -12,6 +12,7 @@ from data_tools.order.batch_sizes import BatchSizes
 from data_tools.schema import build_section
 from data_tools.storage.objects import redacted
 from data_tools.storage.settings import StorageConfig
+from pretrain.augment.config import AugmentConfig
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.config.schema import Share
 from pretrain.engine.config import DDPConfig, DeepSpeedConfig, DistributedConfig, FSDPConfig
@@ -172,6 +173,7 @@ class Config:
     fsdp: FSDPConfig = FSDPConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     encoder: Any
     objective: Any
     init_from: str | None = None

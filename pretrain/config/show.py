@@ -82,12 +82,16 @@ def list_overrides(config: Any, origin: dict[str, str]) -> str:
 def yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> list[tuple[str, str]]:
     """Each line of block-style YAML with the dotted key it shows."""
     lines: list[tuple[str, str]] = []
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
+    for name, value in values.items():
+        dotted, key = f"{prefix}{name}", yaml_text(name)
         if isinstance(value, dict) and value:
             lines.append((f"{indent}{key}:", dotted))
             lines.extend(yaml_lines(value, f"{dotted}.", f"{indent}  "))
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
-            lines.append((f"{indent}{key}: {text}", dotted))
+            lines.append((f"{indent}{key}: {yaml_text(value)}", dotted))
     return lines
+
+
+def yaml_text(value: Any) -> str:
+    """A value, or a key, on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ class Feed:
     waits for nothing where the batch lies in page-locked memory.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, arrive: Callable[[Batch], Batch]) -> None:
+        """`arrive`: what is made of a batch on the device (`Objective.arrive`)."""
+        self.device, self.arrive = device, arrive
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -50,4 +51,4 @@ class Feed:
             for value in batch.values():
                 if isinstance(value, Tensor):
                     value.record_stream(computing)  # or its memory could be given away while it is read
-        return batch
+        return self.arrive(batch)

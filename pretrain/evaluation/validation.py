@@ -80,7 +80,7 @@ class Validation:
             positions = chosen[which]
             try:
                 batch, _, damaged = make_micro_batch(
-                    self.stream, self.objective.example, self.seed, positions, self.objective.collate
+                    self.stream, self.objective.make_example, self.seed, positions, self.objective.collate
                 )
             except UserError as error:
                 raise OneRankError(f"data.validation: {error}") from None
@@ -102,7 +102,7 @@ class Validation:
         objective = self.objective
         counts, size = by_name(objective.count(phase, batch)), objective.count_bytes(batch)
         on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        loss = objective.loss(phase, on_device)
+        loss = objective.loss(phase, objective.arrive(on_device))
         sums = by_name(loss.sum)
         values = {loss_label(name, sums): (float(value), counts[name]) for name, value in sums.items()}
         self.parts[phase.name] = [self.label(phase, name) for name in values]

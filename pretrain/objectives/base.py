@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretrain.augment.config import AugmentConfig
+from pretrain.augment.views import Augmentation
 from pretrain.objectives.pairs import check_pair
 from pretrain.ops.world import World
 
@@ -98,6 +100,10 @@ class Objective:
     """The role that is probed, released and fine-tuned: the encoder, its averaged teacher, another encoder."""
     world: World = World()
     """The other ranks, for losses over the global batch; a world of one until an engine prepares the objective."""
+    augmentation: Augmentation | None = None
+    """The views that `example` draws of images, if it does; a batch that `loss` gets has them made."""
+    augment_config: AugmentConfig = AugmentConfig()
+    """Where views are made; the run's, set when the objective has been built."""
     initial_weights: Any = None
     """Those of roles that have shapes but no memory yet: an engine fills its shards with them."""
 
@@ -109,12 +115,24 @@ class Objective:
         self.roles = {"encoder": encoder}
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """One sample augmented and hidden, on the CPU; `rng` is seeded by (run seed, epoch, sample key) alone."""
+        """One sample augmented (or its views drawn by `augmentation`) and hidden, on the CPU.
+
+        `rng` is seeded by (run seed, epoch, sample key) alone.
+        """
         raise TypeError(f"{type(self).__name__} must define example()")
+
+    def make_example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
+        """`example`, with the views made that it drew where that is the host's work: what loaders collate."""
+        example = self.example(sample, rng)
+        return self.augmentation.prepare(example, self.augment_config) if self.augmentation else example
 
     def collate(self, examples: list[Batch]) -> Batch:
         """Examples, or views, → a batch on the CPU. To be overridden where their lengths differ: pad or concatenate."""
-        return self.encoder.collate(examples)
+        return self.encoder.collate(self.augmentation.pad(examples) if self.augmentation else examples)
+
+    def arrive(self, batch: Batch) -> Batch:
+        """A batch that has come to its device as `loss` and `picture` take it: with its views made."""
+        return self.augmentation.make(batch) if self.augmentation else batch
 
     def without_networks(self) -> Objective:
         """A copy for `example` and `collate` in worker processes: small, and picklable.

@@ -12,7 +12,9 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
+from pretrain.augment.config import ViewConfig
 from pretrain.augment.image import Interpolation, random_view
+from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Range
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config
@@ -61,6 +63,12 @@ class MAE(Objective):
             raise UserError(
                 f"objective.mask_ratio={config.mask_ratio}: leaves none of {encoder.num_patches} patches to see"
             )
+        if isinstance(encoder, ImageEncoder):
+            sizes, flip = encoder.config, 0.5 if config.flip else 0.0
+            view = ViewConfig(
+                crop_scale=config.crop_scale, interpolation=config.crop_interpolation, flip=flip
+            )
+            self.augmentation = Augmentation(image=Views(view, sizes.image_size, sizes.num_channels))
         self.roles["decoder"] = MAEDecoder(config, encoder)
 
     def count_visible(self, patches: int) -> int:
@@ -73,11 +81,16 @@ class MAE(Objective):
         return {**view, "order": rng.permutation(self.encoder.num_patches)}
 
     def random_view(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, H, W)}: a crop, where samples are images; others as the encoder views them."""
+        """{"image": (C, H, W)}: a crop, where samples are images; others as the encoder views them.
+
+        On the host Pillow makes it, in bytes; on the device it is the same crop but for their rounding.
+        """
         if not isinstance(self.encoder, ImageEncoder):
             return self.view(sample)
         image, config = self.encoder.image_of(sample), self.config
         size = self.encoder.config.image_size
+        if self.augmentation and self.augment_config.on == "device":
+            return self.augmentation.draw(image, rng)
         view = random_view(image, rng, size, config.crop_scale, config.crop_interpolation, config.flip)
         return {"image": view}
 

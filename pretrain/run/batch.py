@@ -6,7 +6,7 @@ A batch is a function of the run's settings and the step alone, so one process m
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def show_batch(run: Path, step: int, ranks: int | None = None) -> dict[str, Any]
     loaders = [
         build_loader(config, objective, sources, World(rank, ranks), node_size) for rank in range(ranks)
     ]
-    steps = [take(loader, position, run) for loader in loaders]
+    steps = [arrived(take(loader, position, run), objective) for loader in loaders]
     path = make_replay_folder(run) / f"step_{step}_batch"
     arrays = {
         f"rank_{rank}.{i}.{name}": tensor.numpy()
@@ -101,6 +101,11 @@ def take(loader: Loader, position: int, run: Path) -> Step:
         return next(steps)
     finally:
         loader.close()
+
+
+def arrived(share: Step, objective: Objective) -> Step:
+    """A rank's share as its loss takes it."""
+    return replace(share, micro_batches=[objective.arrive(batch) for batch in share.micro_batches])
 
 
 def describe_share(share: Step, loader: Loader) -> dict[str, Any]:

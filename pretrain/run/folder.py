@@ -12,6 +12,7 @@ from typing import IO, Any
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.schema import read_yaml
 from data_tools.storage.atomic import write_atomically
 from pretrain.config.load import build_config
 from pretrain.config.sections import Config
@@ -208,7 +209,7 @@ def load_run_config(run: Path) -> dict[str, Any]:
             f"{run}: not a run folder (no config.yaml); give the folder that a run wrote, e.g. runs/mae_digits"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
     if not isinstance(values, dict):

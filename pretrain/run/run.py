@@ -118,6 +118,12 @@ def build_objective(config: Config, dataset: Dataset, deferred: bool = False) ->
     seed = seed_of(config.seed, "weights")
     objective = build_deferred(build, seed) if deferred else build_whole(build, seed)
     check_rules(config, objective)
+    if config.augment.on == "device" and objective.augmentation is None:
+        raise UserError(
+            f"augment.on=device: objective {config.objective.name!r} with encoder {config.encoder.name!r} draws no "
+            "views of images; leave it out"
+        )
+    objective.augment_config = config.augment
     return objective
 
 
@@ -284,9 +290,10 @@ def flops_per_sample(config: Config, objective: Objective, sources: Sources) -> 
 
 
 def make_first_batch(config: Config, objective: Objective, sources: Sources, size: int) -> Batch:
-    """The first `size` samples of the run's stream, as training takes them, on the CPU; the same on every rank."""
+    """The first `size` samples of the run's stream, as `loss` takes them, on the CPU; the same on every rank."""
     stream, positions = build_stream(config, sources), np.arange(size, dtype=np.int64)
-    return make_micro_batch(stream, objective.example, config.seed, positions, objective.collate)[0]
+    batch, _, _ = make_micro_batch(stream, objective.make_example, config.seed, positions, objective.collate)
+    return objective.arrive(batch)
 
 
 def build_meter(config: Config, engine: Engine, flops: float | None) -> Meter:

@@ -35,7 +35,7 @@ VARIANTS = ("fsdp-1", "fsdp-2-offload", "ddp-4", "fsdp-4", "hsdp-2x2")
 EVERYTHING = ("ddp-2", "fsdp-2", "zero2-2")
 """Where every other case runs too, with two micro-batches."""
 TABLE = ("mae", "mlm", "clm", "gan", "hard")
-OTHERS = (*(case for case in LEARNERS if case not in TABLE), "growing")
+OTHERS = (*(case for case in LEARNERS if case not in TABLE), "growing", "mae_on_device")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deepspeed_extension")]
 
 
