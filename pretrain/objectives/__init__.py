@@ -7,9 +7,13 @@ from pretrain.objectives.attribute import Attribute
 from pretrain.objectives.autoencoder import Autoencoder
 from pretrain.objectives.base import Objective
 from pretrain.objectives.clm import CLM
+from pretrain.objectives.dino import DINO
 from pretrain.objectives.gan import GAN
+from pretrain.objectives.ijepa import IJEPA
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
+from pretrain.objectives.simclr import SimCLR
+from pretrain.objectives.vicreg import VICReg
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
@@ -18,6 +22,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "autoencoder": Autoencoder,
     "gan": GAN,
     "attribute": Attribute,
+    "simclr": SimCLR,
+    "vicreg": VICReg,
+    "dino": DINO,
+    "ijepa": IJEPA,
 }
 
 
