@@ -17,7 +17,8 @@ PROJECTOR = ["objective.projection_sizes=[16, 8]"]
 DINO = ["dino_digits", *VIT, "objective.prototypes=16", "objective.head_hidden_size=16",
         "objective.head_bottleneck_size=8", "objective.freeze_last_layer_ratio=0.2",
         "objective.warmup_teacher_temperature=0.07", "optimizer.lr=3e-4"]  # fmt: skip
-IJEPA = ["ijepa_digits", *VIT, "encoder.patch_size=7", "objective.context_patches=4", "objective.target_scale=[0.2, 0.4]",
+IJEPA = ["ijepa_digits", *VIT, "encoder.patch_size=7", "objective.context_patches=4",
+         "objective.target_scale=[0.2, 0.4]",
          "objective.predictor_hidden_size=16", "objective.predictor_num_hidden_layers=1",
          "objective.predictor_num_attention_heads=2"]  # fmt: skip
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]

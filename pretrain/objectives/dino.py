@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,13 +13,15 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 from torch.nn import functional as F
 
+from data_tools.errors import UserError
 from pretrain.augment.config import ViewConfig
 from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Range, Share
+from pretrain.encoders.image.mlp import MLPEncoder
+from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Encoded, Loss, Objective, Phase
 from pretrain.objectives.dino_head import Centre, DINOHead, sinkhorn
 from pretrain.objectives.teacher import cosine_to_one, follow_students, make_teacher
-from pretrain.objectives.view_pairs import need_images
 from pretrain.ops.widen import widen
 from pretrain.tracking.pictures import ImageGrid
 
@@ -91,11 +94,11 @@ class DINO(Objective):
     """Cross-entropy of the student's answer to each crop and the teacher's to each other, large one."""
 
     Config = DINOConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "DINO compares crops of images"}
     product = "teacher"
 
     def __init__(self, config: DINOConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        need_images(encoder, "DINO")
         self.couples_samples = config.balance == "sinkhorn"
         size, channels = encoder.config.image_size, encoder.config.num_channels
         crops = {
@@ -103,6 +106,7 @@ class DINO(Objective):
             "second": Views(config.second_crop, size, channels, place="second_crop"),
         }
         if config.small_crops:
+            check_small_size(config.small_size, encoder)
             crops["small"] = Views(
                 config.small_crop, config.small_size, channels, config.small_crops, place="small_crop"
             )
@@ -170,6 +174,19 @@ class DINO(Objective):
             rows["a small one"] = batch["small"][:, 0]
         seen = self.see("teacher", batch["first"])
         return ImageGrid({**rows, "teacher looks at": draw_likeness(seen, batch["first"])})
+
+
+def check_small_size(size: int, encoder: Any) -> None:
+    """Raise a `UserError` where an encoder does not take crops of that size beside its own."""
+    if isinstance(encoder, MLPEncoder):
+        raise UserError(
+            f"encoder.name={encoder.config.name!r}: sees images of one size; set objective.small_crops=0, or use "
+            "encoder.name=vit"
+        )
+    if isinstance(encoder, PatchEncoder) and any(size % side for side in encoder.patch):
+        raise UserError(
+            f"objective.small_size={size}: must be a multiple of {encoder.patch[0]}, the encoder's patch"
+        )
 
 
 def cross_entropy(truth: Tensor, logits: Tensor) -> Tensor:

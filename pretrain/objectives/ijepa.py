@@ -3,8 +3,9 @@ rest; no pixel is painted and no augmentation is needed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from data_tools.errors import UserError
 from pretrain.augment.config import ViewConfig
 from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Range, Share
-from pretrain.encoders.image.base import ImageEncoder
-from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config, xavier_uniform
+from pretrain.encoders.image.vit import ViTEncoderConfig, hf_config
+from pretrain.encoders.image.vit_like import xavier_uniform
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.blocks_of_patches import BlockSizes, draw_with_context, usual_context
@@ -68,17 +69,17 @@ class IJEPA(Objective):
     """Smooth-L1 between predicted and layer-normalised teacher's tokens, averaged over blocks of patches."""
 
     Config = IJEPAConfig
+    needs: ClassVar[Mapping[str, str]] = {
+        "images": "I-JEPA asks for blocks of images",
+        "dropped": "I-JEPA drops the patches that it asks for",
+    }
+    alternatives = ("dino",)
     product = "teacher"
     encoder: Any
     """An encoder of images in patches."""
 
     def __init__(self, config: IJEPAConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not (isinstance(encoder, PatchEncoder) and isinstance(encoder, ImageEncoder)):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: I-JEPA shows the encoder some patches of an image and asks for "
-                "others, so it needs an encoder of images in patches: encoder.name=vit"
-            )
         if config.target_scale[1] > 1 or config.context_scale[1] > 1:
             raise UserError(
                 "objective.target_scale, objective.context_scale: are shares of the image, at most 1"

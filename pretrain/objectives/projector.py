@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.encoders.image.vit import xavier_uniform
+from pretrain.encoders.image.vit_like import xavier_uniform
 from pretrain.ops.widen import widen
 
 Norm = Literal["batch", "layer", "none"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Share
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.projector import Norm, Projector
-from pretrain.objectives.view_pairs import need_images, show_pairs
+from pretrain.objectives.view_pairs import show_pairs
 from pretrain.ops.widen import widen
 from pretrain.ops.world import World
 
@@ -53,11 +54,11 @@ class SimCLR(Objective):
     """NT-Xent over all views of the micro-batches of all ranks together."""
 
     Config = SimCLRConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "SimCLR compares views of images"}
     couples_samples = True
 
     def __init__(self, config: SimCLRConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        need_images(encoder, "SimCLR")
         sizes = encoder.config
         self.augmentation = Augmentation(
             views=Views(config.views, sizes.image_size, sizes.num_channels, count=2)

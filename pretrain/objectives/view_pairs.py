@@ -1,22 +1,9 @@
-"""What objectives on several views of an image share."""
+"""What objectives on two views of an image show."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from data_tools.errors import UserError
-from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch
 from pretrain.tracking.pictures import ImageGrid
-
-
-def need_images(encoder: Any, method: str) -> None:
-    """Raise a `UserError` where an encoder does not see images."""
-    if not isinstance(encoder, ImageEncoder):
-        raise UserError(
-            f"encoder.name={encoder.config.name!r}: {method} compares views of images, so it needs an encoder of "
-            "images: encoder.name=vit"
-        )
 
 
 def show_pairs(batch: Batch) -> ImageGrid:

@@ -36,6 +36,10 @@ GPT2 = ["encoder.n_embd=64", "encoder.n_layer=2", "encoder.n_head=2"]
 PHOTOS = ["data.path=sample:digits", "encoder.image_size=32", "encoder.patch_size=8", "encoder.hidden_size=32",
           "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", "train.global_batch_size=8",
           "train.epochs=null"]  # fmt: skip
+RESNET = ["data.path=sample:digits", "encoder.image_size=32", "encoder.embedding_size=8",
+          "encoder.hidden_sizes=[8, 16]",
+          "encoder.depths=[1, 1]", "encoder.layer_type=basic", "train.global_batch_size=8",
+          "train.epochs=null"]  # fmt: skip
 CROPS = ["objective.small_size=16", "objective.small_crops=2", "objective.prototypes=64",
          "objective.head_hidden_size=32", "objective.head_bottleneck_size=16"]  # fmt: skip
 ROWS = ["data.sequence_length=128", "train.global_batch_size=8", "schedule.warmup_steps=4"]
@@ -61,9 +65,9 @@ SMALLER: dict[str, list[str]] = {
                    "train.global_batch_size=8", "train.epochs=null"],
     "mlm_sotu": ["train.global_batch_size=8"],
     "simclr_digits": ["train.global_batch_size=16"],
-    "simclr_images": [*PHOTOS, "objective.projection_sizes=[32, 16]"],
+    "simclr_images": [*RESNET, "objective.projection_sizes=[32, 16]"],
     "vicreg_digits": ["train.global_batch_size=16"],
-    "vicreg_images": [*PHOTOS, "objective.expander_sizes=[32, 16]"],
+    "vicreg_images": [*RESNET, "objective.expander_sizes=[32, 16]"],
 }  # fmt: skip
 """By recipe, what makes it cheap; {tokens} is a folder with tokenized paragraphs."""
 

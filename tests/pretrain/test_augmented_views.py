@@ -166,7 +166,9 @@ def test_a_view_has_the_same_bits_alone_and_in_any_batch(threads):
 def test_no_operation_on_a_device_waits_for_it():
     views = Views(EVERYTHING, 16, 3, count=2)
     batch = batch_of(views, [picture(*size) for size in SIZES])
-    everything = (mock.patch(f"pretrain.augment.{name}.needed", lambda _: True) for name in ("colour", "views"))
+    everything = (
+        mock.patch(f"pretrain.augment.{name}.needed", lambda _: True) for name in ("colour", "views")
+    )
     with next(everything), next(everything), Spy() as spy:
         views.change(views.crop(*batch), batch[1].flatten(0, 1))
     assert spy.waits == []
