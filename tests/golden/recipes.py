@@ -65,9 +65,9 @@ SMALLER: dict[str, list[str]] = {
                    "train.global_batch_size=8", "train.epochs=null"],
     "mlm_sotu": ["train.global_batch_size=8"],
     "simclr_digits": ["train.global_batch_size=16"],
-    "simclr_images": [*RESNET, "objective.projection_sizes=[32, 16]"],
+    "simclr_images": [*RESNET, "optimizer.lr=0.01", "objective.projection_sizes=[32, 16]"],
     "vicreg_digits": ["train.global_batch_size=16"],
-    "vicreg_images": [*RESNET, "objective.expander_sizes=[32, 16]"],
+    "vicreg_images": [*RESNET, "optimizer.lr=0.01", "objective.expander_sizes=[32, 16]"],
 }  # fmt: skip
 """By recipe, what makes it cheap; {tokens} is a folder with tokenized paragraphs."""
 
