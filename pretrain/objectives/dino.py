@@ -17,6 +17,7 @@ from data_tools.errors import UserError
 from pretrain.augment.config import ViewConfig
 from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Range, Share
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.mlp import MLPEncoder
 from pretrain.encoders.patches import PatchEncoder
 from pretrain.objectives.base import Batch, Encoded, Loss, Objective, Phase
@@ -96,6 +97,8 @@ class DINO(Objective):
     Config = DINOConfig
     needs: ClassVar[Mapping[str, str]] = {"images": "DINO compares crops of images"}
     product = "teacher"
+    encoder: ImageEncoder
+    augmentation: Augmentation
 
     def __init__(self, config: DINOConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)

@@ -75,6 +75,7 @@ class IJEPA(Objective):
     }
     alternatives = ("dino",)
     product = "teacher"
+    augmentation: Augmentation
     encoder: Any
     """An encoder of images in patches."""
 
@@ -191,7 +192,8 @@ class Predictor(nn.Module):
         x = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # (B · T, K + M, d)
         ones = torch.ones(len(seen), seen.shape[1], dtype=torch.long, device=x.device)
         documents = torch.cat([ones, valid.flatten(0, 1).long()], dim=1)  # (B · T, K + M); 0: padding
-        backend = self.layers[0].attention.config._attn_implementation  # type: ignore[union-attr]
+        first: Any = self.layers[0]
+        backend = first.attention.config._attn_implementation
         mask = attention_mask({"document_ids": documents}, backend)
         for layer in self.layers:
             x = layer(x, mask)

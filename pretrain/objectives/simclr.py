@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pretrain.augment.config import Hue, ViewConfig
 from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Share
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.projector import Norm, Projector
 from pretrain.objectives.view_pairs import show_pairs
@@ -54,6 +55,8 @@ class SimCLR(Objective):
     """NT-Xent over all views of the micro-batches of all ranks together."""
 
     Config = SimCLRConfig
+    encoder: ImageEncoder
+    augmentation: Augmentation
     needs: ClassVar[Mapping[str, str]] = {"images": "SimCLR compares views of images"}
     couples_samples = True
 

@@ -16,6 +16,7 @@ from torch.nn.functional import relu
 from pretrain.augment.config import ViewConfig
 from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Share
+from pretrain.encoders.image.base import ImageEncoder
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
 from pretrain.objectives.projector import Norm, Projector
 from pretrain.objectives.view_pairs import show_pairs
@@ -56,6 +57,8 @@ class VICReg(Objective):
     """Variance and covariance are those of the micro-batches of all ranks together."""
 
     Config = VICRegConfig
+    encoder: ImageEncoder
+    augmentation: Augmentation
     needs: ClassVar[Mapping[str, str]] = {"images": "VICReg compares views of images"}
     couples_samples = True
 
