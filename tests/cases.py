@@ -13,6 +13,14 @@ MAE = ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decode
 CLM = ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"]
 DIGITS = "image_size: 28, num_channels: 1, image_mean: [0.1307], image_std: [0.3081]"
 PATCHES = f"{DIGITS}, patch_size: 7, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2"
+PROJECTOR = ["objective.projection_sizes=[16, 8]"]
+DINO = ["dino_digits", *VIT, "objective.prototypes=16", "objective.head_hidden_size=16",
+        "objective.head_bottleneck_size=8", "objective.freeze_last_layer_ratio=0.2",
+        "objective.warmup_teacher_temperature=0.07", "optimizer.lr=3e-4"]  # fmt: skip
+IJEPA = ["ijepa_digits", *VIT, "encoder.patch_size=7", "objective.context_patches=4",
+         "objective.target_scale=[0.2, 0.4]",
+         "objective.predictor_hidden_size=16", "objective.predictor_num_hidden_layers=1",
+         "objective.predictor_num_attention_heads=2"]  # fmt: skip
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
 CASES: dict[str, list[str]] = {
     "mae": MAE,
@@ -46,6 +54,13 @@ CASES: dict[str, list[str]] = {
               "objective.discriminator_width=8", "objective.hidden_sizes=[16]", "objective.r1_every=4"],
     "context_encoder": ["context_encoder_digits", *CONVNEXT, "objective.bottleneck_size=16", "objective.width=8"],
     "mae_on_device": [*MAE, "augment.on=device"],
+    "simclr": ["simclr_digits", *VIT, *PROJECTOR],
+    "vicreg": ["vicreg_digits", *VIT, "objective.expander_sizes=[16, 16]",
+               # Adam makes steps of rounding errors where batch norm takes every gradient away (biases before it).
+               "optimizer.eps=1e-3"],
+    "dino": DINO,
+    "dino_sinkhorn": [*DINO, "objective.balance=sinkhorn"],
+    "ijepa": IJEPA,
     "growing": [*MAE, "train.batch_size_warmup=[[4, 2], [8, 3]]"],
     "hard": [*HARD, "objective={name: 'tests.distributed.hard_objective:Hard'}"],
     "gan_without_r1": [*GAN, "objective.r1_gamma=0"],
@@ -54,9 +69,9 @@ CASES: dict[str, list[str]] = {
 """By name: a recipe and what makes it tiny."""
 LEARNERS = ("mae", "simmim", "simmim_cnn", "mlm", "electra", "clm", "gan", "attribute", "attribute_words",
             "autoencoder", "autoencoder_mlp", "dinov2", "dinov3", "swin", "resnet", "vae", "vqvae", "vqvae_gradient",
-            "bigan", "context_encoder")  # fmt: skip
+            "bigan", "context_encoder", "simclr", "vicreg", "dino", "ijepa")  # fmt: skip
 """What a user trains: every objective, and every kind of encoder."""
 WITHOUT_PENALTY = {"gan": "gan_without_r1", "hard": "hard_without_penalty"}
 """The same without the phases that differentiate twice, which ZeRO-3 and 16 bits under DeepSpeed refuse."""
-COUPLED = ("resnet",)
+COUPLED = ("resnet", "simclr", "vicreg", "dino_sinkhorn")
 """What a sample gives depends on the others of its micro-batch, so only the same micro-batches give the same."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_tools.dataset.damage import Damage
@@ -75,7 +76,7 @@ class Validation:
         torch.manual_seed(self.seed)
         world = engine.world
         batch_size = self.train.micro_batch_size or self.train.global_batch_size // world.size
-        chosen = self.stream.readable(np.arange(self.samples, dtype=np.int64))
+        chosen = self.choose(batch_size * world.size)
         for which, is_counted in share_batches(len(chosen), batch_size, world.rank, world.size):
             positions = chosen[which]
             try:
@@ -96,6 +97,19 @@ class Validation:
         table = torch.tensor([[sums[n] for n in names], [counts[n] for n in names]], dtype=torch.float64)
         totals = dict(zip(names, engine.sum(table).T.tolist(), strict=True))
         return self.describe(totals)
+
+    def choose(self, whole: int) -> NDArray[np.int64]:
+        """The positions that are asked about; of samples that are coupled, as many as make batches of `whole`."""
+        readable = self.stream.readable(np.arange(self.samples, dtype=np.int64))
+        if not self.objective.couples_samples:
+            return readable
+        if len(readable) < whole:
+            raise UserError(
+                f"data.validation={self.path}: {len(readable)} samples (validation.samples={self.samples}) make no "
+                f"batch of {whole}, over which {self.objective.config.name} has its loss; give more, or set "
+                "validation.every=0"
+            )
+        return readable[: len(readable) // whole * whole]
 
     def sum_phase(self, phase: Phase, batch: Batch, device: torch.device) -> dict[str, tuple[float, float]]:
         """By label, (sum, count) of what a phase measures in one batch."""

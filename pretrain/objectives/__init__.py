@@ -9,12 +9,16 @@ from pretrain.objectives.base import Objective
 from pretrain.objectives.bigan import BiGAN
 from pretrain.objectives.clm import CLM
 from pretrain.objectives.context_encoder import ContextEncoder
+from pretrain.objectives.dino import DINO
 from pretrain.objectives.electra import ELECTRA
 from pretrain.objectives.gan import GAN
+from pretrain.objectives.ijepa import IJEPA
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.mlm import MLM
+from pretrain.objectives.simclr import SimCLR
 from pretrain.objectives.simmim import SimMIM
 from pretrain.objectives.vae import VAE
+from pretrain.objectives.vicreg import VICReg
 from pretrain.objectives.vqvae import VQVAE
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -30,6 +34,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bigan": BiGAN,
     "context_encoder": ContextEncoder,
     "attribute": Attribute,
+    "simclr": SimCLR,
+    "vicreg": VICReg,
+    "dino": DINO,
+    "ijepa": IJEPA,
 }
 
 

@@ -104,6 +104,9 @@ class Objective:
     """The views that `example` draws of images, if it does; a batch that `loss` gets has them made."""
     augment_config: AugmentConfig = AugmentConfig()
     """Where views are made; the run's, set when the objective has been built."""
+    couples_samples: bool = False
+    """Whether the loss of a sample depends on the others of its micro-batch on all ranks. Held-out losses then leave
+    out what makes no whole batch."""
     initial_weights: Any = None
     """Those of roles that have shapes but no memory yet: an engine fills its shards with them."""
 

@@ -35,7 +35,9 @@ VARIANTS = ("fsdp-1", "fsdp-2-offload", "ddp-4", "fsdp-4", "hsdp-2x2")
 EVERYTHING = ("ddp-2", "fsdp-2", "zero2-2")
 """Where every other case runs too, with two micro-batches."""
 TABLE = ("mae", "mlm", "clm", "gan", "hard")
-OTHERS = (*(case for case in LEARNERS if case not in TABLE), "growing", "mae_on_device")
+OTHERS = (*(case for case in LEARNERS if case not in TABLE), "dino_sinkhorn", "growing", "mae_on_device")
+ALL_RANKS = (*COUPLED, "dino", "ijepa")
+"""Those with something that goes over all ranks run on four, too."""
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deepspeed_extension")]
 
 
@@ -76,6 +78,7 @@ def test_an_engine_learns_what_one_process_learns(name, alone, tmp_path):
     cases = without_penalty() if name.startswith("zero3") else TABLE
     wanted = [f"{case}/{cuts}" for case in cases for cuts in ((2,) if name in VARIANTS else CUTS)]
     wanted += [f"{case}/{1 if case in COUPLED else 2}" for case in OTHERS if name in EVERYTHING]
+    wanted += [f"{case}/2" for case in ALL_RANKS if name == "ddp-4"]
     found = curves(tmp_path, processes, tuple(wanted), overrides)
     assert_same(found, {curve: alone[curve] for curve in wanted})
 

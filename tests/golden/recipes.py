@@ -33,6 +33,15 @@ STEPS = 8
 COMMON = [f"train.steps={STEPS}", "tracking.log_every=1", "data.workers=0", "train.precision=fp32"]
 BERT = ["encoder.hidden_size=64", "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2"]
 GPT2 = ["encoder.n_embd=64", "encoder.n_layer=2", "encoder.n_head=2"]
+PHOTOS = ["data.path=sample:digits", "encoder.image_size=32", "encoder.patch_size=8", "encoder.hidden_size=32",
+          "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", "train.global_batch_size=8",
+          "train.epochs=null"]  # fmt: skip
+RESNET = ["data.path=sample:digits", "encoder.image_size=32", "encoder.embedding_size=8",
+          "encoder.hidden_sizes=[8, 16]",
+          "encoder.depths=[1, 1]", "encoder.layer_type=basic", "train.global_batch_size=8",
+          "train.epochs=null"]  # fmt: skip
+CROPS = ["objective.small_size=16", "objective.small_crops=2", "objective.prototypes=64",
+         "objective.head_hidden_size=32", "objective.head_bottleneck_size=16"]  # fmt: skip
 ROWS = ["data.sequence_length=128", "train.global_batch_size=8", "schedule.warmup_steps=4"]
 SMALLER: dict[str, list[str]] = {
     "attribute_brown": ["data.path=sample:sotu", "train.global_batch_size=8", "objective={name: attribute, "
@@ -53,8 +62,14 @@ SMALLER: dict[str, list[str]] = {
     "electra_base": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=64", *ROWS],
     "electra_small": ["data.path={tokens}/cls-sep", *BERT, "encoder.embedding_size=32", *ROWS],
     "electra_sotu": ["train.global_batch_size=8"],
+    "dino_digits": ["train.global_batch_size=16"],
+    "dino_images": [*PHOTOS, *CROPS],
     "gan_digits": ["train.global_batch_size=16"],
     "gpt2_124m": ["data.path={tokens}/end", *GPT2, *ROWS],
+    "ijepa_digits": ["train.global_batch_size=16"],
+    "ijepa_images": [*PHOTOS, "encoder.patch_size=4", "objective.predictor_hidden_size=16",
+                     "objective.predictor_num_hidden_layers=1", "objective.predictor_num_attention_heads=2",
+                     "train.activation_checkpointing=none"],
     "mae_digits": [],
     "mae_images": ["data.path=sample:digits", "encoder.image_size=64", "encoder.hidden_size=48",
                    "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", "objective.decoder_hidden_size=32",
@@ -74,6 +89,10 @@ SMALLER: dict[str, list[str]] = {
     "vqvae_images": ["data.path=sample:digits", "encoder.image_size=32", "encoder.hidden_sizes=[16, 16]",
                      "objective.codes=32", "objective.code_size=8", "objective.decoder_width=16",
                      "train.global_batch_size=8"],
+    "simclr_digits": ["train.global_batch_size=16"],
+    "simclr_images": [*RESNET, "optimizer.lr=0.01", "objective.projection_sizes=[32, 16]"],
+    "vicreg_digits": ["train.global_batch_size=16"],
+    "vicreg_images": [*RESNET, "optimizer.lr=0.01", "objective.expander_sizes=[32, 16]"],
 }  # fmt: skip
 """By recipe, what makes it cheap; {tokens} is a folder with tokenized paragraphs."""
 

@@ -40,6 +40,9 @@ CASES = {
                "data.path={folder}/tokens", "data.validation={folder}/tokens_held_out", "data.sequence_length=32"],
     "attribute": ["attribute_sotu", *TINY, "encoder.max_length=64", "data.path={folder}/train",
                   "data.validation={folder}/test", "validation.samples=47"],
+    "simclr": ["simclr_digits", *TINY, "train.micro_batch_size=null", "objective.projection_sizes=[8, 4]",
+               "objective.projection_norm=none", "data.validation=sample:digits_test", "validation.samples=47",
+               "probe.every=0"],
     "gan": ["gan_digits", "encoder.hidden_sizes=[8]", "encoder.depths=[1]", "objective.generator_width=8",
             "data.validation=sample:digits_test", "validation.samples=20", "probe.every=0"],
 }  # fmt: skip
