@@ -107,10 +107,13 @@ def test_how_often_and_how_much_is_as_set():
 
 @pytest.mark.slow
 def test_two_processes_train_the_classifier_of_one(job, tmp_path):
+    """On all labels, which they learn together; draws of few labels they share out."""
     mixed = ["task.mixup=0.8", "task.cutmix=1", "protocol.methods=[full]", "protocol.labels_per_class=null"]
     assert main(["digits", *job, *mixed, f"out={tmp_path / 'one'}"]) == 0
     run("finetune", ["digits", *job, *mixed, f"out={tmp_path / 'two'}"], processes=2)
     one, two = (load_file(next((tmp_path / name).rglob("*.safetensors"))) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-5)
+        # A softmax does not see the keys' bias: its gradient is 0 but for rounding, which Adam makes a step of.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-5)
