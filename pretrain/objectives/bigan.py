@@ -21,7 +21,7 @@ from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.cnn import strided_convolutions
 from pretrain.encoders.image.mlp import ACTIVATIONS
 from pretrain.objectives.autoencoder import to_unit_range
-from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.base import Batch, Encoded, Loss, Objective, Phase
 from pretrain.objectives.gan import discriminator_loss
 from pretrain.objectives.image_decoders import ConvolutionalDecoder, PerceptronDecoder
 from pretrain.objectives.token_projection import TokenProjection
@@ -106,7 +106,12 @@ class BiGAN(Objective):
 
     def encode_latent(self, batch: Batch) -> Tensor:
         """E(x): (B, Z), unbounded."""
-        return self.roles["projection"](self.roles["encoder"](batch)).float()
+        return self.encode(batch).pooled.float()
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Pooled are the vectors E(x) (B, Z), by which the paper classifies."""
+        tokens = self.roles["encoder"](batch)  # (B, N, D)
+        return Encoded(tokens, self.roles["projection"](tokens))
 
     def penalty(self, batch: Batch) -> Loss:
         """R1: γ/2 · ‖∇ₓD(x, E(x))‖² at real images scaled to [−1, 1], times the steps that it stands for."""
