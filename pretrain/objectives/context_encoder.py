@@ -150,8 +150,8 @@ class ContextEncoder(Objective):
     def put_in_place(self, image: Tensor, block: Tensor, corner: Tensor) -> Tensor:
         """Images (B, C, *sizes) with their blocks (B, C, H, H) where they belong."""
         whole = image.clone()
-        for picture, part, (top, left) in zip(whole, block, corner.tolist(), strict=True):
-            block_of(picture, (top, left), self.config.hole_size)[:] = part
+        for i, place in enumerate(corner.tolist()):
+            block_of(whole[i], place, self.config.hole_size)[:] = block[i]
         return whole
 
 
