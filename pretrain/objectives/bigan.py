@@ -7,25 +7,26 @@ is the other's inverse: so the encoder learns what images are made of, and it is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.cnn import strided_convolutions
 from pretrain.encoders.image.mlp import ACTIVATIONS
 from pretrain.objectives.autoencoder import to_unit_range
-from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.base import Batch, Encoded, Loss, Objective, Phase
 from pretrain.objectives.gan import discriminator_loss
 from pretrain.objectives.image_decoders import ConvolutionalDecoder, PerceptronDecoder
 from pretrain.objectives.token_projection import TokenProjection
 from pretrain.objectives.vae import interpolate
+from pretrain.ops.sizes import ImageSize, rows_and_columns
 from pretrain.tracking.pictures import ImageGrid
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ class BiGAN(Objective):
     """The discriminator's phase, its gradient penalty, and the phase of encoder and generator."""
 
     Config = BiGANConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "BiGAN needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: BiGANConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(f"encoder.name={encoder.config.name!r}: BiGAN needs an encoder of images")
         sizes = encoder.config
         self.roles["projection"] = TokenProjection(encoder, config.latent_size)
         self.roles["generator"] = Generator(config, sizes.num_channels, sizes.image_size)
@@ -77,7 +78,7 @@ class BiGAN(Objective):
         ]
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "latent": (2, Z)}: a latent vector for each player's turn."""
+        """{"image": (C, H, W), "latent": (2, Z)}: a latent vector for each player's turn."""
         shape = (2, self.config.latent_size)
         uniform = self.config.latent == "uniform"
         latent = rng.uniform(-1, 1, shape) if uniform else rng.standard_normal(shape)
@@ -105,7 +106,12 @@ class BiGAN(Objective):
 
     def encode_latent(self, batch: Batch) -> Tensor:
         """E(x): (B, Z), unbounded."""
-        return self.roles["projection"](self.roles["encoder"](batch)).float()
+        return self.encode(batch).pooled.float()
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Pooled are the vectors E(x) (B, Z), by which the paper classifies."""
+        tokens = self.roles["encoder"](batch)  # (B, N, D)
+        return Encoded(tokens, self.roles["projection"](tokens))
 
     def penalty(self, batch: Batch) -> Loss:
         """R1: γ/2 · ‖∇ₓD(x, E(x))‖² at real images scaled to [−1, 1], times the steps that it stands for."""
@@ -132,7 +138,7 @@ class BiGAN(Objective):
 class Generator(nn.Module):
     """Latent vector → image in [0, 1]."""
 
-    def __init__(self, config: BiGANConfig, channels: int, image_size: int) -> None:
+    def __init__(self, config: BiGANConfig, channels: int, image_size: ImageSize) -> None:
         super().__init__()
         shape = (config.latent_size, channels, image_size, config.generator_width)
         self.decoder = (
@@ -142,28 +148,29 @@ class Generator(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
-        """(B, Z) → (B, C, S, S)."""
+        """(B, Z) → (B, C, H, W)."""
         return self.decoder(latent).float().sigmoid()
 
 
 class PairDiscriminator(nn.Module):
     """An image and a latent vector → a logit: what the image comes to is laid beside the vector."""
 
-    def __init__(self, config: BiGANConfig, channels: int, image_size: int) -> None:
+    def __init__(self, config: BiGANConfig, channels: int, image_size: ImageSize) -> None:
         super().__init__()
-        features = channels * image_size**2
+        rows, columns = rows_and_columns(image_size)
+        features = channels * rows * columns
         self.trunk: nn.Module = nn.Identity()
         if config.networks == "convolutional":
             width = config.discriminator_width
             stages = strided_convolutions((channels, width, 2 * width), "leaky_relu", normalize=True)
             self.trunk = nn.Sequential(*stages)
-            features = 2 * width * (image_size // 4) ** 2
+            features = 2 * width * (rows // 4) * (columns // 4)
         sizes = (features + config.latent_size, *config.hidden_sizes)
         activation = ACTIVATIONS["leaky_relu"]
         hidden = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), activation())]
         self.judge = nn.Sequential(*hidden, nn.Linear(sizes[-1], 1))
 
     def forward(self, image: Tensor, latent: Tensor) -> Tensor:
-        """(B, C, S, S) in [0, 1], (B, Z) → (B,)."""
+        """(B, C, H, W) in [0, 1], (B, Z) → (B,)."""
         features = self.trunk(image * 2 - 1).flatten(1)
         return self.judge(torch.cat([features, latent.to(features.dtype)], dim=1)).squeeze(1).float()

@@ -6,8 +6,9 @@ asks for one thing of these. A band at the block's border stays visible and weig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -60,15 +61,13 @@ class ContextEncoder(Objective):
     """(1 − λ)·mean w‖x − x̂‖² + λ·softplus(−D(x̂)) over the block, on pixels in [−1, 1]; D as in a GAN."""
 
     Config = ContextEncoderConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "a context encoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: ContextEncoderConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a context encoder needs an encoder of images"
-            )
-        check_hole(config, encoder.config.image_size)
+        check_hole(config, encoder)
         self.roles["bottleneck"] = TokenProjection(encoder, config.bottleneck_size)
         self.roles["painter"] = BlockPainter(config, encoder.config.num_channels)
         if config.adversarial_weight:
@@ -80,15 +79,17 @@ class ContextEncoder(Objective):
         return [*(judging if self.config.adversarial_weight else []), painting]
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S) with the hole, "target": (C, H, H) the block, "corner": (2,) where it begins}."""
-        config, size = self.config, self.encoder.config.image_size
+        """{"image": (C, *sizes) with the hole, "target": (C, H, H) the block, "corner": (2,) where it begins}."""
+        config, sizes = self.config, self.encoder.sizes
         image = self.encoder.image_of(sample)
         whole = tuple(config.crop_scale) == (1, 1)
-        view = center_view(image, size) if whole else random_resized_crop(image, rng, size, config.crop_scale)
+        view = (
+            center_view(image, sizes) if whole else random_resized_crop(image, rng, sizes, config.crop_scale)
+        )
         if config.flip and rng.random() < 0.5:
             view = view[:, :, ::-1]
-        room = size - config.hole_size
-        corner = rng.integers(room + 1, size=2) if config.hole == "random" else np.full(2, room // 2)
+        room = np.array(sizes) - config.hole_size
+        corner = rng.integers(room + 1) if config.hole == "random" else room // 2
         target = block_of(view, corner, config.hole_size).copy()
         painted = view.copy()
         inner = block_of(painted, corner + config.overlap, config.hole_size - 2 * config.overlap)
@@ -147,10 +148,10 @@ class ContextEncoder(Objective):
         )
 
     def put_in_place(self, image: Tensor, block: Tensor, corner: Tensor) -> Tensor:
-        """Images (B, C, S, S) with their blocks (B, C, H, H) where they belong."""
+        """Images (B, C, *sizes) with their blocks (B, C, H, H) where they belong."""
         whole = image.clone()
-        for picture, part, (top, left) in zip(whole, block, corner.tolist(), strict=True):
-            block_of(picture, (top, left), self.config.hole_size)[:] = part
+        for i, place in enumerate(corner.tolist()):
+            block_of(whole[i], place, self.config.hole_size)[:] = block[i]
         return whole
 
 
@@ -188,7 +189,7 @@ class BlockDiscriminator(nn.Module):
 
 
 def block_of(image: Any, corner: Any, size: int) -> Any:
-    """The square of an image (C, S, S) whose first row and column are `corner`; a view, which can be written to."""
+    """The square of an image (C, *sizes) whose first row and column are `corner`; a view, which can be written to."""
     top, left = corner
     return image[:, top : top + size, left : left + size]
 
@@ -201,11 +202,12 @@ def factor_hole(size: int) -> tuple[int, int]:
     return size, doublings
 
 
-def check_hole(config: ContextEncoderConfig, image_size: int) -> None:
+def check_hole(config: ContextEncoderConfig, encoder: ImageEncoder) -> None:
     """Raise a `UserError` for a hole that does not fit into the image, or that nothing can paint."""
     place = f"objective.hole_size={config.hole_size}"
-    if config.hole_size >= image_size:
-        raise UserError(f"{place}: must be smaller than encoder.image_size={image_size}, usually half of it")
+    if config.hole_size >= min(encoder.sizes):
+        size = encoder.config.image_size
+        raise UserError(f"{place}: must be smaller than encoder.image_size={size}, usually half of it")
     start, doublings = factor_hole(config.hole_size)
     if not doublings or start > 7:
         raise UserError(

@@ -8,8 +8,9 @@ in use (Bowman et al. 2016, arXiv:1511.06349).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,16 +55,14 @@ class VAE(Objective):
     """−log p(x|z) summed over pixels + β·KL(q(z|x) ‖ N(0, 1)) summed over latents, averaged over images: in nats."""
 
     Config = VAEConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "a variational autoencoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
     beta = 0.0
     """The weight of the KL divergence in this step; see `begin_step`."""
 
     def __init__(self, config: VAEConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a variational autoencoder needs an encoder of images"
-            )
         self.roles["posterior"] = TokenProjection(encoder, 2 * config.latent_size)
         self.roles["decoder"] = build_decoder(config, encoder)
 
@@ -72,13 +71,13 @@ class VAE(Objective):
         self.beta = self.config.beta * (min(1.0, step / rising) if rising else 1.0)
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "noise": (Z,)}: the noise picks the point of the image's cloud."""
+        """{"image": (C, H, W), "noise": (Z,)}: the noise picks the point of the image's cloud."""
         return {**self.view(sample), "noise": rng.standard_normal(self.config.latent_size, dtype=np.float32)}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         mean, log_variance = self.posterior(batch)  # (B, Z), (B, Z)
         latent = mean + (log_variance / 2).exp() * batch["noise"]  # (B, Z)
-        drawing = self.roles["decoder"](latent).float()  # (B, C, S, S)
+        drawing = self.roles["decoder"](latent).float()  # (B, C, H, W)
         reconstruction = self.negative_log_likelihood(drawing, to_unit_range(batch["image"])).sum()
         kl = kl_from_standard_normal(mean, log_variance).sum()
         return Loss(
@@ -91,7 +90,7 @@ class VAE(Objective):
         return mean, log_variance
 
     def negative_log_likelihood(self, drawing: Tensor, image: Tensor) -> Tensor:
-        """−log p of each pixel (B, C, S, S); the drawing is logits of `bernoulli`, means of `gaussian`."""
+        """−log p of each pixel (B, C, H, W); the drawing is logits of `bernoulli`, means of `gaussian`."""
         if self.config.likelihood == "bernoulli":
             return F.binary_cross_entropy_with_logits(drawing, image, reduction="none")
         deviation = self.config.deviation
@@ -104,12 +103,12 @@ class VAE(Objective):
         return Encoded(tokens, mean)
 
     def draw(self, latent: Tensor) -> Tensor:
-        """Latent points (B, Z) as images (B, C, S, S) in [0, 1]."""
+        """Latent points (B, Z) as images (B, C, H, W) in [0, 1]."""
         drawing = self.roles["decoder"](latent).float()
         return drawing.sigmoid() if self.config.likelihood == "bernoulli" else drawing.clamp(0, 1)
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """Images drawn again from their means: (B, C, S, S) in [0, 1]."""
+        """Images drawn again from their means: (B, C, H, W) in [0, 1]."""
         return self.draw(self.posterior(batch)[0])
 
     def picture(self, batch: Batch) -> ImageGrid:

@@ -8,9 +8,10 @@ al. 2020, arXiv:2005.00341, section 3.1).
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,12 +59,12 @@ class VQVAE(Objective):
     """mean‖x − x̂‖² / σ² + β·mean‖z − sg[e]‖², and with `codebook: gradient` + mean‖sg[z] − e‖²; over images."""
 
     Config = VQVAEConfig
+    needs: ClassVar[Mapping[str, str]] = {"images": "a VQ-VAE needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: VQVAEConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(f"encoder.name={encoder.config.name!r}: a VQ-VAE needs an encoder of images")
         if not 0 <= config.ema_decay < 1:
             raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
         self.averaged = config.codebook == "ema"
@@ -74,14 +75,13 @@ class VQVAE(Objective):
             )
         default = RESTART_BELOW if self.averaged else 0.0
         self.restart_below = default if config.restart_below is None else config.restart_below
-        self.side = math.isqrt(encoder.num_patches)
-        sizes = encoder.config
-        doublings = count_doublings(self.side, sizes.image_size, encoder)
+        self.places = prod(encoder.token_grid)
+        doublings = count_doublings(encoder)
         self.roles["bottleneck"] = nn.Linear(encoder.dim, config.code_size)
         self.roles["codebook"] = Codebook(config.codes, config.code_size, self.averaged)
         widths = (config.decoder_width,) * doublings
         self.roles["decoder"] = MapDecoder(
-            config.code_size, widths, sizes.num_channels, config.decoder_residual_blocks
+            config.code_size, widths, encoder.config.num_channels, config.decoder_residual_blocks
         )
         self.seen: list[dict[str, Tensor]] = []
         """What each micro-batch of this step has chosen, on this rank."""
@@ -94,9 +94,9 @@ class VQVAE(Objective):
         self.seen = []
 
     def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """{"image": (C, S, S), "place", "turn"}: where in its map a vector may be taken for a dead code, and whose turn
+        """{"image": (C, H, W), "place", "turn"}: where in its map a vector may be taken for a dead code, and whose turn
         it is: the samples with the smallest numbers, so that it does not matter how a batch is shared out."""
-        place = np.int64(rng.integers(self.side**2))
+        place = np.int64(rng.integers(self.places))
         return {**self.view(sample), "place": place, "turn": np.float64(rng.random())}
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
@@ -127,11 +127,11 @@ class VQVAE(Objective):
     def latents(self, batch: Batch) -> Tensor:
         """What is quantised: (B, N, E), in fp32."""
         tokens = self.roles["encoder"](batch)  # (B, [1 +] N, D)
-        return self.roles["bottleneck"](tokens[:, -(self.side**2) :]).float()
+        return self.roles["bottleneck"](tokens[:, -self.places :]).float()
 
     def draw(self, codes: Tensor) -> Tensor:
-        """(B, N, E) → images (B, C, S, S), unbounded."""
-        features = codes.transpose(1, 2).unflatten(2, (self.side, self.side))  # (B, E, h, w)
+        """(B, N, E) → images (B, C, H, W), unbounded."""
+        features = codes.transpose(1, 2).unflatten(2, self.encoder.token_grid)  # (B, E, h, w)
         return self.roles["decoder"](features).float()
 
     @torch.no_grad()
@@ -168,8 +168,8 @@ class VQVAE(Objective):
         book = self.codebook
         often, order = book.chosen.sort(descending=True, stable=True)
         spread = torch.linspace(0, len(order) - 1, len(codes), device=order.device).long()  # the rarest too
-        alone = book.codes[order[spread]].unsqueeze(1).expand(-1, self.side**2, -1)  # (B, N, E)
-        grey = numbers.unflatten(1, (1, self.side, self.side)) / max(self.config.codes - 1, 1)
+        alone = book.codes[order[spread]].unsqueeze(1).expand(-1, self.places, -1)  # (B, N, E)
+        grey = numbers.unflatten(1, (1, *self.encoder.token_grid)) / max(self.config.codes - 1, 1)
         return ImageGrid(
             {
                 "original": to_unit_range(batch["image"]),
@@ -181,14 +181,15 @@ class VQVAE(Objective):
         )
 
 
-def count_doublings(side: int, image_size: int, encoder: Any) -> int:
-    """How often a map of `side` is doubled until it has the image's size."""
-    doublings = (image_size // side).bit_length() - 1
-    if side**2 != encoder.num_patches or side << doublings != image_size or not doublings:
+def count_doublings(encoder: ImageEncoder) -> int:
+    """How often the encoder's map is doubled until it has the image's size."""
+    (rows, columns), (height, width) = encoder.token_grid, encoder.sizes
+    doublings = (height // rows).bit_length() - 1
+    if doublings < 1 or (rows << doublings, columns << doublings) != (height, width):
         raise UserError(
-            f"encoder.name={encoder.config.name!r}: its map has {encoder.num_patches} places, and a VQ-VAE's decoder "
-            f"doubles a square map until it is {image_size} pixels wide; choose encoder.image_size and "
-            "encoder.patch_size so that their ratio is 2, 4, 8, …"
+            f"encoder.name={encoder.config.name!r}: its map has {rows}×{columns} places, and a VQ-VAE's decoder "
+            f"doubles it until it has {height}×{width} pixels; choose encoder.image_size and encoder.patch_size so "
+            "that their ratio is 2, 4, 8, …"
         )
     return doublings
 

@@ -240,6 +240,15 @@ def test_bigan_gradients_reach_encoder_and_generator_in_their_phase_only():
     np.testing.assert_allclose(found, np.outer(-sigmoid(-on_generated), as64(w)), rtol=1e-4, atol=1e-6)
 
 
+def test_bigan_is_probed_by_what_the_discriminator_sees_of_the_encoder():
+    objective, batch = make("bigan")
+    seen = []
+    objective.roles["discriminator"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    with torch.no_grad():
+        objective.loss(objective.phases()[0], batch)
+        assert objective.encode({"image": batch["image"]}).pooled.equal(seen[0])
+
+
 def test_bigan_penalty_is_the_squared_gradient_at_real_images():
     """D(x, z) = w·x has the gradient w everywhere; on images scaled to [−1, 1] that is w / 2 of the [0, 1] scale."""
     objective, batch = make("bigan", "objective.r1_gamma=3", "objective.r1_every=4")

@@ -83,7 +83,11 @@ def test_a_paper_recipe_has_the_published_sizes_and_schedule(recipe):
     [
         ("vae_digits", ["objective.decoder_hidden_sizes=[8]"], "is for objective.decoder=mlp"),
         ("vqvae_digits", ["encoder.patch_size=3"], "choose encoder.image_size and encoder.patch_size"),
-        ("vqvae_digits", ["encoder={name: mlp}"], "doubles a square map until it is 28 pixels wide"),
+        (
+            "vqvae_digits",
+            ["encoder={name: mlp}"],
+            "its map has 1×1 places, and a VQ-VAE's decoder doubles it until it has 28×28 pixels",
+        ),
         (
             "vqvae_digits",
             ["objective.codebook=gradient", "objective.restart_below=0.1"],

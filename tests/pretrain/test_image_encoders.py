@@ -28,9 +28,13 @@ from pretrain.config.load import load_config
 from pretrain.encoders import ENCODERS, encoder_class
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.autoencoder import Autoencoder
+from pretrain.objectives.bigan import BiGAN
+from pretrain.objectives.context_encoder import ContextEncoder
 from pretrain.objectives.gan import GAN
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.pairs import all_pairs
+from pretrain.objectives.vae import VAE
+from pretrain.objectives.vqvae import VQVAE
 from pretrain.optim.groups import layer_ratios, trained_parameters
 from pretrain.weights.from_transformers import load_encoder, load_pretrained
 from pretrain.weights.model_folder import read_settings, resolve_encoder
@@ -164,6 +168,7 @@ WIDE = {
     },
     "convnextv2": {**SMALL, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "mlp": {**SMALL, "hidden_sizes": [16]},
+    "cnn": {**SMALL, "hidden_sizes": [8, 16], "residual_blocks": 1},
 }
 
 
@@ -186,7 +191,7 @@ def test_images_may_be_wide_and_have_any_channels(family, channels, tmp_path):
         rows, columns = encoder.token_grid
         assert tokens.shape == (3, getattr(encoder, "lead", 0) + rows * columns, encoder.dim)
         assert encoder.pool(tokens, batch).shape == (3, encoder.dim)
-        if family == "mlp":
+        if family in ("mlp", "cnn"):  # not in transformers
             return
         encoder.save(tmp_path)
         opened = AutoModel.from_pretrained(tmp_path).eval()
@@ -207,15 +212,22 @@ def test_images_may_be_wide_and_have_any_channels(family, channels, tmp_path):
     )
 
 
-@pytest.mark.parametrize("objective", [MAE, Autoencoder, GAN])
-def test_objectives_take_wide_images(objective):
-    decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    settings = {
-        MAE: {**decoder, "crop_scale": (0.3, 1)},
-        Autoencoder: {"decoder_width": 8},
-        GAN: {"generator_width": 8},
-    }[objective]
-    family = "dinov3_vit" if objective is MAE else "swin"
+DECODER = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+PAIRS = [
+    (MAE, "dinov3_vit", {**DECODER, "crop_scale": (0.3, 1)}),
+    (Autoencoder, "swin", {"decoder_width": 8}),
+    (GAN, "swin", {"generator_width": 8}),
+    (VAE, "cnn", {"decoder_width": 8}),
+    (VAE, "mlp", {"decoder_width": 8, "decoder": "mlp"}),
+    (VQVAE, "cnn", {"decoder_width": 8}),
+    (BiGAN, "resnet", {"generator_width": 8, "discriminator_width": 8, "hidden_sizes": (16,)}),
+    (BiGAN, "swinv2", {"networks": "mlp", "hidden_sizes": (16,)}),
+    (ContextEncoder, "cnn", {"hole_size": 14, "hole": "random", "bottleneck_size": 16, "width": 8}),
+]
+
+
+@pytest.mark.parametrize(("objective", "family", "settings"), PAIRS)
+def test_objectives_take_wide_images(objective, family, settings):
     encoder = make_encoder(family, image_size=[28, 56])
     learner = objective(objective.Config(**settings), encoder, None)
     picture = np.random.default_rng(1).integers(0, 256, (31, 57, 1), dtype=np.uint8)
@@ -283,6 +295,51 @@ def test_impossible_pairs_are_refused_with_the_reason_and_the_nearest():
     assert pairs["mae"]["dinov3_vit"] is None and pairs["autoencoder"]["resnet"] is None
     assert pairs["mlm"]["vit"] and pairs["gan"]["bert"] and pairs["clm"]["bert"]
     assert not any(pairs["attribute"].values())
+    for name in ("vae", "vqvae", "bigan", "context_encoder"):
+        assert pairs[name]["bert"] and pairs[name]["cnn"] is None
+    assert pairs["mae"]["cnn"] == "MAE drops patches, but a convolution needs all its neighbours"
+
+
+def test_a_context_encoder_paints_out_places_all_over_a_wide_image():
+    encoder = make_encoder("cnn", image_size=[28, 56])
+    objective = ContextEncoder(ContextEncoder.Config(hole_size=14, hole="random"), encoder, None)
+    sample = {"__key__": "a", "image": np.full((28, 56, 1), 255, np.uint8)}
+    corners = [objective.example(sample, np.random.default_rng(i))["corner"] for i in range(99)]
+    assert np.max(corners, axis=0).tolist() == [14, 42]
+    with pytest.raises(UserError, match=r"must be smaller than encoder\.image_size="):
+        ContextEncoder(ContextEncoder.Config(hole_size=28), encoder, None)
+
+
+def test_bigan_penalty_is_of_each_image_by_itself_behind_batch_norm():
+    """It is the discriminator's, which has none; what the encoder found is a constant in it."""
+    objective = BiGAN(BiGAN.Config(hidden_sizes=(16,)), make_encoder("resnet", image_size=28), None)
+    batch = {"image": torch.rand(3, 1, 28, 28)}
+    encoded = objective.encode_latent(batch).detach()
+    found = objective.penalty(batch).sum
+    one_by_one = 0.0
+    for image, latent in zip(batch["image"], encoded, strict=True):
+        x = (image * 2 - 1).requires_grad_()
+        logit = objective.roles["discriminator"]((x[None] + 1) / 2, latent[None])
+        one_by_one += torch.autograd.grad(logit.sum(), x)[0].pow(2).sum() * (1 / 2 * 16)
+    torch.testing.assert_close(found.detach(), one_by_one)
+
+
+@pytest.mark.parametrize("family", ["cnn", "mlp", "convnextv2", "resnet"])
+@torch.no_grad()
+def test_what_is_hidden_by_a_colour_is_not_seen(family):
+    encoder = make_encoder(family, image_size=[28, 56]).eval()
+    assert "masked" in encoder.gives
+    image, mask = torch.rand(2, 1, 28, 56), torch.rand(2, 4, 8) < 0.5
+    pixels = mask.repeat_interleave(7, 1).repeat_interleave(7, 2)[:, None]
+    other = torch.where(pixels, torch.rand_like(image), image)
+    colour = torch.tensor([0.3])
+    assert colour.numel() == encoder.mask_token_size
+    assert not encoder({"image": other}).allclose(encoder({"image": image}))
+    for token in (None, colour):
+        seen = encoder({"image": image}, mask=mask, mask_token=token)
+        torch.testing.assert_close(encoder({"image": other}, mask=mask, mask_token=token), seen)
+    painted = torch.where(pixels, encoder.image_mean + 0.3 * encoder.image_std, image)
+    torch.testing.assert_close(encoder({"image": painted}), seen)
 
 
 def test_turning_needs_square_images():
