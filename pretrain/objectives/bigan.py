@@ -7,16 +7,16 @@ is the other's inverse: so the encoder learns what images are made of, and it is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from data_tools.errors import UserError
 from pretrain.encoders.image.base import ImageEncoder
 from pretrain.encoders.image.cnn import strided_convolutions
 from pretrain.encoders.image.mlp import ACTIVATIONS
@@ -56,12 +56,13 @@ class BiGAN(Objective):
     """The discriminator's phase, its gradient penalty, and the phase of encoder and generator."""
 
     Config = BiGANConfig
+    hides = "which pairs of image and vector come from the encoder, which from the generator"
+    needs: ClassVar[Mapping[str, str]] = {"images": "BiGAN needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: BiGANConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(f"encoder.name={encoder.config.name!r}: BiGAN needs an encoder of images")
         sizes = encoder.config
         self.roles["projection"] = TokenProjection(encoder, config.latent_size)
         self.roles["generator"] = Generator(config, sizes.num_channels, sizes.image_size)

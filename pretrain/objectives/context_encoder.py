@@ -6,8 +6,9 @@ asks for one thing of these. A band at the block's border stays visible and weig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -60,14 +61,13 @@ class ContextEncoder(Objective):
     """(1 − λ)·mean w‖x − x̂‖² + λ·softplus(−D(x̂)) over the block, on pixels in [−1, 1]; D as in a GAN."""
 
     Config = ContextEncoderConfig
+    hides = "a block of the image"
+    needs: ClassVar[Mapping[str, str]] = {"images": "a context encoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: ContextEncoderConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a context encoder needs an encoder of images"
-            )
         check_hole(config, encoder.config.image_size)
         self.roles["bottleneck"] = TokenProjection(encoder, config.bottleneck_size)
         self.roles["painter"] = BlockPainter(config, encoder.config.num_channels)

@@ -8,8 +8,9 @@ in use (Bowman et al. 2016, arXiv:1511.06349).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,16 +55,15 @@ class VAE(Objective):
     """−log p(x|z) summed over pixels + β·KL(q(z|x) ‖ N(0, 1)) summed over latents, averaged over images: in nats."""
 
     Config = VAEConfig
+    hides = "all but a random point near a narrow vector"
+    needs: ClassVar[Mapping[str, str]] = {"images": "a variational autoencoder needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
     beta = 0.0
     """The weight of the KL divergence in this step; see `begin_step`."""
 
     def __init__(self, config: VAEConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(
-                f"encoder.name={encoder.config.name!r}: a variational autoencoder needs an encoder of images"
-            )
         self.roles["posterior"] = TokenProjection(encoder, 2 * config.latent_size)
         self.roles["decoder"] = build_decoder(config, encoder)
 

@@ -9,8 +9,9 @@ al. 2020, arXiv:2005.00341, section 3.1).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,12 +59,13 @@ class VQVAE(Objective):
     """mean‖x − x̂‖² / σ² + β·mean‖z − sg[e]‖², and with `codebook: gradient` + mean‖sg[z] − e‖²; over images."""
 
     Config = VQVAEConfig
+    hides = "all but which of K codes each place of a map is nearest to"
+    needs: ClassVar[Mapping[str, str]] = {"images": "a VQ-VAE needs an encoder of images"}
+    alternatives = ("mlm", "clm")
     encoder: ImageEncoder
 
     def __init__(self, config: VQVAEConfig, encoder: ImageEncoder, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        if not isinstance(encoder, ImageEncoder):
-            raise UserError(f"encoder.name={encoder.config.name!r}: a VQ-VAE needs an encoder of images")
         if not 0 <= config.ema_decay < 1:
             raise UserError(f"objective.ema_decay={config.ema_decay}: must lie in [0, 1)")
         self.averaged = config.codebook == "ema"
