@@ -76,7 +76,7 @@ class VQVAE(Objective):
             )
         default = RESTART_BELOW if self.averaged else 0.0
         self.restart_below = default if config.restart_below is None else config.restart_below
-        self.side = math.isqrt(encoder.num_patches)
+        self.side = math.isqrt(math.prod(encoder.token_grid))
         sizes = encoder.config
         doublings = count_doublings(self.side, sizes.image_size, encoder)
         self.roles["bottleneck"] = nn.Linear(encoder.dim, config.code_size)

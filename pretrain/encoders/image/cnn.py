@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.functional import relu
 
 from data_tools.errors import UserError
 from pretrain.encoders.image.base import Background, ImageEncoder, ValueRange
+from pretrain.encoders.image.hiding import hide_pixels
 from pretrain.encoders.image.mlp import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class CNNEncoder(ImageEncoder):
     """The last feature map as tokens, row by row."""
 
     Config = CNNEncoderConfig
+    gives = frozenset({"images", "masked"})
+    lacks: ClassVar[Mapping[str, str]] = {"dropped": "a convolution needs all its neighbours"}
 
     def __init__(self, config: CNNEncoderConfig, dataset: Dataset | None = None) -> None:
         super().__init__(config, dataset)
@@ -61,15 +65,25 @@ class CNNEncoder(ImageEncoder):
             )
         self.dim = config.hidden_sizes[-1]
         self.num_patches = self.grid**2
+        self.token_grid = (self.grid, self.grid)
+        self.mask_token_size = config.num_channels
         stages = strided_convolutions(
             (config.num_channels, *config.hidden_sizes), config.hidden_act, config.normalize
         )
         residual = [ResidualBlock(self.dim) for _ in range(config.residual_blocks)]
         self.model = nn.Sequential(*stages, *residual)
 
-    def forward(self, batch: dict[str, Any], **hidden: Any) -> Tensor:
-        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map."""
-        x = self.model(self.pixels(batch["image"]))  # (B, D, h, w)
+    def forward(
+        self,
+        batch: dict[str, Any],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        **hidden: Any,
+    ) -> Tensor:
+        """`image` (B, C, H, W), bytes or floats in [0, 1] → tokens (B, N, D) of the last feature map; hidden places
+        have the colour `mask_token`."""
+        pixels = hide_pixels(self.pixels(batch["image"]), mask, mask_token)
+        x = self.model(pixels)  # (B, D, h, w)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
     def blocks(self) -> list[nn.Module]:
