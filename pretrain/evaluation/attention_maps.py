@@ -53,7 +53,6 @@ def recorded_attention(encoder: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def attention_to_patches(weights: Tensor, lead: int) -> Tensor:
-    """How much each patch is looked at, (B, H, L, L) → (B, H, N), the most at 1: by the class token, which is the first
-    of `lead` tokens, or by all patches on the average where there is none."""
-    seen = weights[:, :, 0, lead:] if lead else weights.mean(2)  # (B, H, N)
-    return seen / seen.amax(-1, keepdim=True).clamp(min=1e-12)
+    """How much each patch is looked at, (B, H, L, L) → (B, H, N): by the class token, which is the first of `lead`
+    tokens, or by all patches on the average where there is none."""
+    return weights[:, :, 0, lead:] if lead else weights.mean(2)

@@ -51,7 +51,9 @@ def draw_features(
 
     def draw() -> None:
         points, share = principal_components(features, 2)
-        title = f"first two principal components: {share:.0%} of the variance, {len(points):,} samples"
+        title = (
+            f"first two principal components: {100 * share:.0f} % of the variance, {len(points):,} samples"
+        )
         pictures["map"] = ImageGrid({"": scatter(points, labels, title).unsqueeze(0)})
         neighbours = draw_neighbours(objective.product_encoder, features, samples, shown)
         if neighbours is not None:
@@ -186,7 +188,7 @@ def draw_places(objective: Objective, engine: Engine, samples: Samples) -> dict[
         seen = attention_to_patches(weights[0], encoder.lead).unflatten(2, grid)  # (B, H, h, w)
         maps = {"all heads": seen.mean(1, keepdim=True)}
         maps |= {f"head {head + 1}": seen[:, head : head + 1] for head in range(min(HEADS, seen.shape[1]))}
-        shown = {title: enlarge_cells(of_head, sizes) for title, of_head in maps.items()}
+        shown = {title: enlarge_cells(brighten(of_head), sizes) for title, of_head in maps.items()}
         pictures["attention"] = ImageGrid({"image": images, **shown})
     return pictures
 
@@ -205,6 +207,11 @@ def colour_places(features: Array) -> Array:
     components, _ = principal_components(features.reshape(-1, features.shape[2]), 3)
     low, high = np.percentile(components, [2, 98], axis=0)
     return ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1).reshape(*features.shape[:2], 3)
+
+
+def brighten(maps: Tensor) -> Tensor:
+    """(B, C, h, w) ≥ 0, the largest value of each image at 1."""
+    return maps / maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
 def enlarge_cells(maps: Tensor, sizes: tuple[int, int]) -> Tensor:
