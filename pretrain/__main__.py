@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from data_tools.errors import UserError, run_cli
 from pretrain.guards.preemption import leave_stop_mark, read_stop_mark
 
 EPILOG = """examples:
+  python -m pretrain list
   python -m pretrain mae_digits
   python -m pretrain mae_digits train.steps=200 run_dir=runs/short
   python -m pretrain mae_digits optimizer.lr=1e-3 --print-config
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m pretrain` and of `masquerade pretrain`."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {
+        "list": list_everything,
         "release": release,
         "report": report,
         "replay": replay,
@@ -60,8 +63,8 @@ def pretrain(argv: list[str]) -> int:
     )
     parser.add_argument(
         "recipe",
-        help="a name from pretrain/recipes, or a YAML file; or release | report | replay | batch | embed RUN, "
-        "loss-compare A B",
+        help="a name from pretrain/recipes, or a YAML file; or list; or release | report | replay | batch | embed "
+        "RUN, loss-compare A B",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace the recipe's"
@@ -130,6 +133,22 @@ def pretrain(argv: list[str]) -> int:
     if is_main_process:
         result_in = result.folder / "report.html" if config.tracking.report else result.folder
         print(f"done: {result.steps} steps, {'report' if config.tracking.report else 'all'} in {result_in}")
+    return 0
+
+
+def list_everything(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain list",
+        description="Say which objectives, encoders and recipes there are, what each needs and gives, and which "
+        "objective runs on which encoder.",
+    )
+    parser.add_argument("--json", action="store_true", help="the same as JSON; of a pair, why it cannot be")
+    arguments = parser.parse_args(argv)
+    quiet_libraries()
+    from pretrain.run.listing import format_list, list_all
+
+    found = list_all()
+    print(json.dumps(found, indent=1, ensure_ascii=False) if arguments.json else format_list(found))
     return 0
 
 

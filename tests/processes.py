@@ -15,7 +15,8 @@ import psutil
 from tests.warm_start import Process
 
 QUIET = ("tracking.wandb.mode=disabled", "tracking.picture_every=0", "tracking.report=false",
-         "tracking.count_flops=false", "probe.every=0", "representation.every=0")  # fmt: skip
+         "tracking.count_flops=false", "probe.every=0", "representation.every=0",
+         "representation.pictures=false")  # fmt: skip
 """Settings of a run without what costs more than its steps, for tests that are not about that."""
 CLOCKED = (
     "time", "samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "peak_memory_gib", "data_wait",

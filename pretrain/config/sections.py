@@ -145,6 +145,9 @@ class RepresentationConfig:
     )
     lidar_views: Annotated[int, Field(ge=2)] = 10
     """Random views of each sample that LiDAR compares: so many times the forward passes."""
+    pictures: bool = True
+    """At the first and the last look, draw the features too: a map of the samples by `probe.label`, nearest neighbours,
+    of images also patch features and attention."""
 
 
 @dataclass(frozen=True)

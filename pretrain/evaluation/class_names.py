@@ -63,3 +63,12 @@ def name_class(value: Any, names: list[str] | None) -> Any:
     """A class by its name; as it stands there where there are no names, or none for it."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return names[value] if names is not None and is_number and 0 <= value < len(names) else value
+
+
+def find_label(sample: dict[str, Any], dataset: Any, field_name: str) -> Any:
+    """The class of a sample by its name, for a legend; None where it has none, or what it has is no class."""
+    try:
+        value = read_label(sample, field_name, field_name)
+    except UserError:  # it may lack the field
+        return None
+    return None if isinstance(value, float) else name_class(value, class_names(dataset, field_name))

@@ -21,6 +21,7 @@ from pretrain.data import Sources, count_steps
 from pretrain.encoders.base import Encoder
 from pretrain.engine.base import Engine
 from pretrain.evaluation import representation as measures
+from pretrain.evaluation.class_names import find_label
 from pretrain.evaluation.probes import BATCH_SIZE
 from pretrain.evaluation.shares import share_batches
 from pretrain.objectives.base import Batch, Objective
@@ -43,6 +44,9 @@ FALLEN = {"spread": 0.2, CENTRED: 0.6}
 paint every patch grey at first (spread 1/78, all directions kept), supervised ones need few directions."""
 REMEDY = "lower optimizer.lr, or look at what keeps this objective from the trivial solution"
 View = Callable[[dict[str, Any]], Batch]
+Samples = list[tuple[Dataset, int]]
+Draw = Callable[[measures.Array, Samples, list[Any]], None]
+"""Told of the pooled features (N, D), of which samples they are, and their labels, on all ranks together."""
 
 
 class Looks:
@@ -54,7 +58,7 @@ class Looks:
         Raises:
             UserError: there are none that the encoder can see, or a metric is not for it.
         """
-        steps = count_steps(config, sources)
+        self.steps = steps = count_steps(config, sources)
         self.seed, self.settings = config.seed, config.representation
         self.every = self.settings.every or math.ceil(steps / LOOKS)
         self.count = self.settings.samples or default_samples(config, steps, self.every)
@@ -64,6 +68,7 @@ class Looks:
         """What the first look of the run found."""
         self.collapsed = False
         self.objective = objective
+        self.label = config.probe.label
         encoder = objective.product_encoder
         if "lidar" in self.settings.metrics and type(encoder).random_view is Encoder.random_view:
             raise UserError(
@@ -97,29 +102,36 @@ class Looks:
         if state["data"] == self.data:
             self.start, self.collapsed = state["start"], state["collapsed"]
 
-    def measure(self, engine: Engine) -> dict[str, float]:
-        """All that is known of the features now, the same on every rank. Called on all ranks together."""
-        features = self.embed(engine, [self.objective.view])  # (N, 1, D)
+    def measure(self, engine: Engine, features: measures.Array) -> dict[str, float]:
+        """All that is known of the features (N, D) now, the same on every rank. Called on all ranks together."""
         views = None
         if "lidar" in self.settings.metrics:
-            views = self.embed(
+            views, _ = self.embed(
                 engine, [partial(self.random_view, i) for i in range(self.settings.lidar_views)]
             )
 
         found: dict[str, float] = engine.on_main_process(
-            lambda: measure_features(features[:, 0], views, self.settings.metrics)
+            lambda: measure_features(features, views, self.settings.metrics)
         )
         return found
 
-    def look(self, engine: Engine, step: int) -> tuple[dict[str, float], str | None]:
+    def look(
+        self, engine: Engine, step: int, draw: Draw | None = None
+    ) -> tuple[dict[str, float], str | None]:
         """Measure, and compare with the start of the run. Called on all ranks together.
+
+        Args:
+            draw: makes pictures of the features at the first and the last look of the run.
 
         Returns:
             What is asked for, `<name>_bound` and `<name>_start` beside each of it; what is wrong, where the features
             have collapsed since the last look.
         """
         with engine.evaluating(self.objective):
-            now = self.measure(engine)
+            seen, labels = self.embed(engine, [self.objective.view])  # (N, 1, D)
+            now = self.measure(engine, seen[:, 0])
+            if draw and self.settings.pictures and step in (0, self.steps):
+                draw(seen[:, 0], [self.samples[place] for place in labels], list(labels.values()))
         if step == 0:
             self.start = {name: value for name, value in now.items() if not name.endswith("_bound")}
         reason = find_collapse(now, self.start)
@@ -137,15 +149,18 @@ class Looks:
         return self.objective.product_encoder.random_view(sample, rng)
 
     @torch.no_grad()
-    def embed(self, engine: Engine, views: list[View]) -> measures.Array:
-        """Pooled features (N, Q, D) of Q views of each sample, in their order, on every rank; damaged ones left out."""
+    def embed(self, engine: Engine, views: list[View]) -> tuple[measures.Array, dict[int, Any]]:
+        """Pooled features (N, Q, D) of Q views of each sample, in their order, on every rank; damaged ones left out.
+
+        With them, the labels by the samples' places among all, None where a sample has none.
+        """
         world, objective = engine.world, self.objective
         parts: list[np.ndarray] = []
-        numbers: list[int] = []
+        labels: dict[int, Any] = {}
         for indices, counts in share_batches(len(self.samples), BATCH_SIZE, world.rank, world.size):
             samples = [self.samples[index] for index in indices.tolist()]
             found = self.read(samples, views)
-            examples = [own for _, own in found or self.read([self.spare], views)]
+            examples = [own for _, own, _ in found or self.read([self.spare], views)]
             if not examples:
                 raise OneRankError(
                     "representation: the samples cannot be read any more; are the data still there?"
@@ -158,18 +173,21 @@ class Looks:
                     seen.append(objective.encode(on_device).pooled.float().cpu().numpy())
             if counts and found:
                 parts.append(np.stack(seen, axis=1))  # (B, Q, D)
-                numbers += [int(indices[place]) for place, _ in found]
-        shares = engine.gather((numbers, np.concatenate(parts) if parts else None))
-        order = np.argsort([number for own, _ in shares for number in own])
-        return np.concatenate([part for _, part in shares if part is not None])[order].astype(np.float64)
+                labels |= {int(indices[place]): label for place, _, label in found}
+        shares = engine.gather((labels, np.concatenate(parts) if parts else None))
+        found_at = {place: label for own, _ in shares for place, label in own.items()}
+        order = np.argsort(list(found_at))
+        features = np.concatenate([part for _, part in shares if part is not None])[order]
+        return features.astype(np.float64), dict(sorted(found_at.items()))
 
-    def read(self, samples: list[tuple[Dataset, int]], views: list[View]) -> list[tuple[int, list[Batch]]]:
-        """The views of each sample that can be read, with its place among all."""
+    def read(self, samples: Samples, views: list[View]) -> list[tuple[int, list[Batch], Any]]:
+        """The views of each sample that can be read, with its place among all and its label."""
         found = []
         for place, (dataset, index) in enumerate(samples):
             try:
                 sample = dataset[index]
-                found.append((place, [view(sample) for view in views]))
+                label = find_label(sample, dataset, self.label)
+                found.append((place, [view(sample) for view in views], label))
             except (DamagedSampleError, IncompleteSampleError):
                 continue  # training replaces it, and says so
             except UserError as error:
@@ -195,7 +213,7 @@ def held_out(config: Config) -> Sources:
     return {path: open_dataset(path, fetching=config.data.storage.fetching)} if path else {}
 
 
-def choose_samples(datasets: Sources, weights: dict[str, float], count: int) -> list[tuple[Dataset, int]]:
+def choose_samples(datasets: Sources, weights: dict[str, float], count: int) -> Samples:
     """At most `count` samples, of each data set a share by its weight, spread evenly over it."""
     chosen = []
     total = sum(weights.get(name, 1.0) for name in datasets)

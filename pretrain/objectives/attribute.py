@@ -40,6 +40,7 @@ class Attribute(Objective):
     """Σ over attributes of weight · valid · error, divided by the number of valid answers."""
 
     Config = AttributeConfig
+    hides = "fields of the sample or of its words; colour, contrast, edges, rotation, jigsaw, word shapes …"
     encoder: Any
 
     def __init__(self, config: AttributeConfig, encoder: Any, dataset: Dataset) -> None:

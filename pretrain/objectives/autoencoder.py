@@ -42,6 +42,7 @@ class Autoencoder(Objective):
     """Mean over pixels of the error between an image and its reconstruction, averaged over images."""
 
     Config = AutoencoderConfig
+    hides = "all but a narrow vector; with `noise`, the clean image"
     needs: ClassVar[Mapping[str, str]] = {"images": "an autoencoder needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

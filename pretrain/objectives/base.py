@@ -91,6 +91,8 @@ class Objective:
     Config: ClassVar[type]
     is_likelihood: ClassVar[bool] = False
     """Whether the loss is a mean of −log p in nats, so that its exponential is a perplexity."""
+    hides: ClassVar[str] = ""
+    """What it hides, in a few words, for `python -m pretrain list`."""
     needs: ClassVar[Mapping[str, str]] = {}
     """What its encoder must give (`objectives/pairs.py`), each with the reason that an error tells."""
     alternatives: ClassVar[tuple[str, ...]] = ()

@@ -57,6 +57,7 @@ class BiGAN(Objective):
     """The discriminator's phase, its gradient penalty, and the phase of encoder and generator."""
 
     Config = BiGANConfig
+    hides = "which pairs of image and vector come from the encoder, which from the generator"
     needs: ClassVar[Mapping[str, str]] = {"images": "BiGAN needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

@@ -36,6 +36,7 @@ class CLM(Objective):
     """Mean over tokens of −log p(next token of the same document)."""
 
     Config = CLMConfig
+    hides = "the next token"
     is_likelihood = True
     needs: ClassVar[Mapping[str, str]] = {"causal": "sees what CLM must guess"}
     alternatives = ("mlm",)

@@ -61,6 +61,7 @@ class ContextEncoder(Objective):
     """(1 − λ)·mean w‖x − x̂‖² + λ·softplus(−D(x̂)) over the block, on pixels in [−1, 1]; D as in a GAN."""
 
     Config = ContextEncoderConfig
+    hides = "a block of the image"
     needs: ClassVar[Mapping[str, str]] = {"images": "a context encoder needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

@@ -95,6 +95,7 @@ class DINO(Objective):
     """Cross-entropy of the student's answer to each crop and the teacher's to each other, large one."""
 
     Config = DINOConfig
+    hides = "what a teacher says of other crops"
     needs: ClassVar[Mapping[str, str]] = {"images": "DINO compares crops of images"}
     product = "teacher"
     encoder: ImageEncoder

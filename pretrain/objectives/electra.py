@@ -71,6 +71,7 @@ class ELECTRA(Objective):
     replaced or not; a draw that happens to be the token itself counts as not replaced."""
 
     Config = ELECTRAConfig
+    hides = "which tokens a small generator has replaced"
     needs: ClassVar[Mapping[str, str]] = {
         "bidirectional": "ELECTRA looks at both sides",
         "embedded": "ELECTRA's generator shares the encoder's embeddings of tokens and positions",

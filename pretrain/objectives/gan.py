@@ -52,6 +52,7 @@ class GAN(Objective):
     """Two players, two optimizers: the discriminator's phase, its gradient penalty, the generator's phase."""
 
     Config = GANConfig
+    hides = "which images are real"
     needs: ClassVar[Mapping[str, str]] = {"images": "a GAN's discriminator needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

@@ -69,6 +69,7 @@ class IJEPA(Objective):
     """Smooth-L1 between predicted and layer-normalised teacher's tokens, averaged over blocks of patches."""
 
     Config = IJEPAConfig
+    hides = "what a teacher's encoder makes of blocks of patches"
     needs: ClassVar[Mapping[str, str]] = {
         "images": "I-JEPA asks for blocks of images",
         "dropped": "I-JEPA drops the patches that it asks for",

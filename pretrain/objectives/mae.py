@@ -51,6 +51,7 @@ class MAE(Objective):
     """Mean over masked patches of the squared error to the patch's normalised values, on any grid of patches."""
 
     Config = MAEConfig
+    hides = "most patches of an image"
     needs: ClassVar[Mapping[str, str]] = {"dropped": "MAE drops patches"}
     alternatives = ("simmim", "autoencoder")
     encoder: PatchEncoder

@@ -37,6 +37,7 @@ class MLM(Objective):
     """Mean over hidden tokens of −log p(token), with a decoder that shares the input embeddings."""
 
     Config = MLMConfig
+    hides = "tokens, words or spans"
     is_likelihood = True
     needs: ClassVar[Mapping[str, str]] = {"bidirectional": "MLM guesses from both sides"}
     alternatives = ("clm",)

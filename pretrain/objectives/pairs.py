@@ -1,9 +1,4 @@
-"""Which objective runs on which encoder: objectives say what they need, encoders what they give.
-
-What there is to give: `images` or `text`; `dropped`: patches that are left out before the first block; `masked`: places
-that have a token or a colour instead; `bidirectional`, `causal`: who sees whom in a text; `embedded`: its embeddings
-alone, for another network's blocks.
-"""
+"""Which objective runs on which encoder: objectives say what they need, encoders what they give."""
 
 from __future__ import annotations
 
@@ -15,6 +10,18 @@ from data_tools.errors import UserError
 if TYPE_CHECKING:
     from pretrain.encoders.base import Encoder
     from pretrain.objectives.base import Objective
+
+CAPABILITIES = {
+    "images": "images",
+    "text": "text",
+    "dropped": "patches that can be left out",
+    "masked": "places that can be hidden",
+    "bidirectional": "text seen from both sides",
+    "causal": "text seen from the left",
+    "embedded": "embeddings that a generator can share",
+}
+"""What encoders may give. `dropped` is before the first block; `masked` places have a token or a colour instead;
+`embedded` are tokens and positions alone, for another network's blocks."""
 
 
 def find_obstacle(objective: type[Objective], encoder: type[Encoder]) -> str | None:

@@ -55,6 +55,7 @@ class SimCLR(Objective):
     """NT-Xent over all views of the micro-batches of all ranks together."""
 
     Config = SimCLRConfig
+    hides = "which two views are of one image"
     encoder: ImageEncoder
     augmentation: Augmentation
     needs: ClassVar[Mapping[str, str]] = {"images": "SimCLR compares views of images"}

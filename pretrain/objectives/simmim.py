@@ -51,6 +51,7 @@ class SimMIM(Objective):
     """Mean over hidden pixels and channels of |guess − pixel|, pixels of zero mean and unit variance."""
 
     Config = SimMIMConfig
+    hides = "blocks of an image, which keep their place"
     needs: ClassVar[Mapping[str, str]] = {
         "images": "SimMIM paints images",
         "masked": "SimMIM hides places, and this encoder does not say how it hides one (docs/encoders.md)",

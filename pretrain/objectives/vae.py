@@ -55,6 +55,7 @@ class VAE(Objective):
     """−log p(x|z) summed over pixels + β·KL(q(z|x) ‖ N(0, 1)) summed over latents, averaged over images: in nats."""
 
     Config = VAEConfig
+    hides = "all but a random point near a narrow vector"
     needs: ClassVar[Mapping[str, str]] = {"images": "a variational autoencoder needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

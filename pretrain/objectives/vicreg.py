@@ -57,6 +57,7 @@ class VICReg(Objective):
     """Variance and covariance are those of the micro-batches of all ranks together."""
 
     Config = VICRegConfig
+    hides = "which two views are of one image"
     encoder: ImageEncoder
     augmentation: Augmentation
     needs: ClassVar[Mapping[str, str]] = {"images": "VICReg compares views of images"}

@@ -59,6 +59,7 @@ class VQVAE(Objective):
     """mean‖x − x̂‖² / σ² + β·mean‖z − sg[e]‖², and with `codebook: gradient` + mean‖sg[z] − e‖²; over images."""
 
     Config = VQVAEConfig
+    hides = "all but which of K codes each place of a map is nearest to"
     needs: ClassVar[Mapping[str, str]] = {"images": "a VQ-VAE needs an encoder of images"}
     alternatives = ("mlm", "clm")
     encoder: ImageEncoder

@@ -26,6 +26,17 @@ from pretrain.tracking.environment import redact
 from pretrain.tracking.pictures import KINDS
 
 PICTURES = 4  # steps whose pictures are shown: the first, the last, and some between
+VIEWS = {
+    "map": ("Map of the samples", "Pooled features of the samples that the run looks at; a label, where there is one, "
+            "is read for its colour alone."),
+    "neighbours": ("Nearest neighbours", "Of a few samples, those among all that the run looks at whose pooled "
+                   "features have the largest cosine."),
+    "patches": ("Features of places", "The first three principal components of the features, over all places shown, as "
+                "red, green and blue."),
+    "attention": ("Attention", "How much the last block's class token looks at each patch (all patches on the average, "
+                  "where there is no such token); white: most."),
+}  # fmt: skip
+"""By the name of a picture of features, its title and what it shows, in their order."""
 
 
 def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
@@ -45,7 +56,8 @@ def write_report(run_dir: Path, finetune_results: Path | None = None) -> Path:
         probe_chart=probe_chart(run),
         grid=probe_grid_table(run),
         features=feature_charts(run),
-        pictures=pictures(run, run_dir),
+        pictures=pictures(run, run_dir, "picture", PICTURES),
+        views=feature_pictures(run, run_dir),
         tasks=[present(task) for task in tasks],
         release=release_text(run_dir / "release" / "README.md"),
         config=yaml.safe_dump(redact(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
@@ -154,10 +166,22 @@ def probe_grid_table(run: RunSummary) -> dict[str, Any] | None:
     return {"step": lines[-1]["step"], "columns": [", ".join(column) for column in columns], "rows": rows}
 
 
-def pictures(run: RunSummary, run_dir: Path) -> list[dict[str, Any]]:
+def feature_pictures(run: RunSummary, run_dir: Path) -> list[dict[str, Any]]:
+    """Each kind of named picture at the first and the last step that has one."""
+    kinds = dict.fromkeys(kind for line in run.lines if (kind := str(line["kind"])).startswith("picture/"))
+    names = [kind.removeprefix("picture/") for kind in kinds]
+    shown = [
+        {**dict(zip(("title", "note"), VIEWS.get(name, (name.capitalize(), "")), strict=True)),
+         "pictures": pictures(run, run_dir, f"picture/{name}", 2)}
+        for name in sorted(names, key=lambda name: [*VIEWS, name].index(name))
+    ]  # fmt: skip
+    return [view for view in shown if view["pictures"]]
+
+
+def pictures(run: RunSummary, run_dir: Path, kind_of_line: str, count: int) -> list[dict[str, Any]]:
     """Pictures of a few steps: an image as a data URI, or excerpts of text with their parts marked."""
     found = []
-    for line in spread(run.of_kind("picture"), PICTURES):
+    for line in spread(run.of_kind(kind_of_line), count):
         path = (run_dir / str(line.get("path", ""))).resolve()
         if not path.is_relative_to((run_dir / "pictures").resolve()) or not path.is_file():
             continue

@@ -36,6 +36,7 @@ from pretrain.engine import start_engine
 from pretrain.engine.base import Engine, World
 from pretrain.engine.closing import closing_engine
 from pretrain.engine.initial_weights import build_deferred, build_whole, expect_checkpoint
+from pretrain.evaluation.feature_pictures import draw_features
 from pretrain.evaluation.look import Looks
 from pretrain.evaluation.probes import OnlineProbe, check_probe_data
 from pretrain.evaluation.validation import Validation
@@ -58,6 +59,7 @@ from pretrain.run.folder import RunFolder
 from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
+from pretrain.tracking.pictures import Picture
 from pretrain.trainer import Hook, Tracks, Trainer
 from pretrain.weights.gaps import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
@@ -386,7 +388,13 @@ def build_looks(config: Config, objective: Objective, sources: Sources, engine: 
 
 def representation_hook(looks: Looks, engine: Engine, tracker: Tracks | None, note: Note) -> Any:
     def hook(step: int) -> None:
-        values, collapse = looks.look(engine, step)
+        drawn: dict[str, Picture] = {}
+        values, collapse = looks.look(
+            engine, step, lambda *seen: drawn.update(draw_features(looks.objective, engine, *seen))
+        )
+        if tracker:
+            for name, picture in drawn.items():
+                tracker.picture(step, picture, name)
         if tracker:
             tracker.representation(step, values)
         if collapse and engine.world.rank == 0:

@@ -87,15 +87,15 @@ class Tracker:
             numbers = {key: value for key, value in values.items() if not isinstance(value, (str, dict))}
             self.wandb.log(step, {f"{kind}/{key}": value for key, value in numbers.items()})
 
-    def picture(self, step: int, picture: Picture) -> None:
-        """Save a picture into the run's folder and show it on W&B."""
+    def picture(self, step: int, picture: Picture, name: str = "") -> None:
+        """Save a picture into the run's folder and show it on W&B; one without a name is the objective's own."""
         if not self.enabled:
             return
-        path = save_picture(picture, self.run_dir, step)
-        self.write("picture", step, {"path": path.relative_to(self.run_dir).as_posix()})
-        if ("picture", step) in self.told:
+        path, kind = save_picture(picture, self.run_dir, step, name), f"picture/{name}" if name else "picture"
+        self.write(kind, step, {"path": path.relative_to(self.run_dir).as_posix()})
+        if (kind, step) in self.told:
             return
-        picture.show_on_wandb(self.wandb, step, path)
+        picture.show_on_wandb(self.wandb, step, path, kind)
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Anything else worth a line: `resume`, `end`, …"""

@@ -48,8 +48,8 @@ class Picture(ABC):
         """The content of its file."""
 
     @abstractmethod
-    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
-        """Hand it over, as the file `path` or otherwise; returns at once."""
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path, name: str) -> None:
+        """Hand it over under a name, as the file `path` or otherwise; returns at once."""
 
     @staticmethod
     @abstractmethod
@@ -71,8 +71,8 @@ class ImageGrid(Picture):
     def encode(self) -> bytes:
         return png(self)
 
-    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
-        wandb.image(step, path)
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path, name: str) -> None:
+        wandb.image(step, path, name)
 
     @staticmethod
     def describe_file(path: Path) -> dict[str, Any]:
@@ -97,8 +97,8 @@ class TextExcerpts(Picture):
     def encode(self) -> bytes:
         return to_json(self)
 
-    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path) -> None:
-        wandb.html(step, text_html(self, SPAN_CSS.__getitem__))
+    def show_on_wandb(self, wandb: WandbLogger, step: int, path: Path, name: str) -> None:
+        wandb.html(step, text_html(self, SPAN_CSS.__getitem__), name)
 
     @staticmethod
     def describe_file(path: Path) -> dict[str, Any]:
@@ -109,11 +109,11 @@ KINDS: dict[str, type[Picture]] = {kind.suffix: kind for kind in (ImageGrid, Tex
 """By the suffix of their files."""
 
 
-def save_picture(picture: Picture, run_dir: Path, step: int) -> Path:
-    """Write `pictures/step_00000500.png` (images) or `.json` (text), whole or not at all."""
+def save_picture(picture: Picture, run_dir: Path, step: int, name: str = "") -> Path:
+    """Write `pictures/step_00000500.png` (images) or `.json` (text), whole or not at all; a name follows the step."""
     folder = run_dir / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}{picture.suffix}"
+    path = folder / f"step_{step:08d}{f'_{name}' if name else ''}{picture.suffix}"
     write_atomically(path, picture.encode())
     return path
 
@@ -198,4 +198,4 @@ def text_html(picture: TextExcerpts, style: Callable[[str], str]) -> str:
         "".join(f'<span style="{style(kind)}">{escape(text)}</span>' for text, kind in excerpt.spans)
         for excerpt in picture.excerpts
     )
-    return "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
+    return "".join(f'<p style="white-space:pre-wrap">{paragraph}</p>' for paragraph in paragraphs)

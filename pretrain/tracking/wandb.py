@@ -59,13 +59,13 @@ class WandbLogger:
         """Hand over numbers of a step; returns at once."""
         self.put("log", {STEP: step, **values})
 
-    def image(self, step: int, path: Path) -> None:
+    def image(self, step: int, path: Path, name: str) -> None:
         """Hand over a picture file; returns at once."""
-        self.put("image", (step, path))
+        self.put("image", (step, path, name))
 
-    def html(self, step: int, html: str) -> None:
+    def html(self, step: int, html: str, name: str) -> None:
         """Hand over a fragment of HTML; returns at once."""
-        self.put("html", (step, html))
+        self.put("html", (step, html, name))
 
     def close(self, status: str = "finished") -> None:
         """Finish the run, waiting at most `CLOSE_SECONDS`; what W&B could not take is still in the run's folder.
@@ -148,9 +148,9 @@ class WandbLogger:
         if kind == "log":
             run.log(content)
         elif kind == "image":
-            run.log({STEP: content[0], "picture": wandb.Image(str(content[1]))})
+            run.log({STEP: content[0], content[2]: wandb.Image(str(content[1]))})
         elif kind == "html":
-            run.log({STEP: content[0], "picture": wandb.Html(content[1], inject=False)})
+            run.log({STEP: content[0], content[2]: wandb.Html(content[1], inject=False)})
 
 
 def finish(run: Any, status: str) -> None:

@@ -88,21 +88,25 @@ def test_the_start_counts_only_for_the_same_samples():
 def test_every_sample_is_seen_once_and_damaged_ones_are_left_out():
     looks, engine = looks_at("representation.samples=30")
     with engine.evaluating(looks.objective):
-        whole = looks.embed(engine, [looks.objective.view])
+        whole, labels = looks.embed(engine, [looks.objective.view])
         assert whole.shape == (30, 1, 16)
         dataset, index = looks.samples[7]
         pooled = looks.objective.encode(
             looks.objective.collate([looks.objective.view(dataset[index])])
         ).pooled
         np.testing.assert_allclose(whole[7, 0], pooled[0], atol=1e-5)
+        assert list(labels) == list(range(30))
+        assert labels[7] == dataset[index]["label"]
         seen = looks.read
 
         def read(samples, views):
-            return [(place, examples) for place, examples in seen(samples, views) if place % 3]
+            return [found for found in seen(samples, views) if found[0] % 3]
 
         looks.read = read
         np.testing.assert_allclose(
-            looks.embed(engine, [looks.objective.view]), np.delete(whole, range(0, 30, 3), axis=0), atol=1e-5
+            looks.embed(engine, [looks.objective.view])[0],
+            np.delete(whole, range(0, 30, 3), axis=0),
+            atol=1e-5,
         )
 
 
