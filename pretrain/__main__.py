@@ -27,6 +27,7 @@ EPILOG = """examples:
   python -m pretrain batch runs/mae_digits --step 120
   python -m pretrain loss-compare runs/before runs/after
   python -m pretrain embed runs/mae_digits data=shards/ --labels label
+  python -m pretrain lr-find mae_digits
 """
 
 
@@ -52,7 +53,7 @@ def pretrain(argv: list[str]) -> int:
     parser.add_argument(
         "recipe",
         help="a name from pretrain/recipes, or a YAML file; or release | average | report | replay | batch | embed "
-        "RUN, loss-compare A B",
+        "RUN, loss-compare A B, lr-find RECIPE",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace the recipe's"

@@ -226,6 +226,42 @@ def embed(argv: list[str]) -> int:
     return 0
 
 
+def lr_find(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain lr-find",
+        description="Suggest a learning rate: take some steps from the run's starting weights at a rate that rises "
+        "exponentially, until the loss diverges. Nothing of a run is written.",
+        epilog="examples:\n  python -m pretrain lr-find mae_digits\n"
+        "  torchrun --nproc-per-node 8 -m pretrain lr-find mae_images data.path=shards/ --steps 200 --out lr",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a name from pretrain/recipes, or a YAML file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings of the run")
+    parser.add_argument(
+        "--from", type=float, default=1e-6, dest="lowest", metavar="LR", help="the first (default: 1e-6)"
+    )
+    parser.add_argument(
+        "--to", type=float, default=10.0, dest="highest", metavar="LR", help="the last (default: 10)"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="from the one to the other (default: 100)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for lr_find.json and lr_find.png")
+    arguments = parser.parse_intermixed_args(argv)
+    quiet_libraries()
+    from pretrain.config.load import load_config
+    from pretrain.run.lr_find import lr_find as find_rate
+    from pretrain.run.lr_find import write_range_test
+
+    config, _ = load_config(arguments.recipe, arguments.overrides)
+    found = find_rate(config, arguments.lowest, arguments.highest, arguments.steps)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    print(found.describe())
+    if arguments.out:
+        write_range_test(found, arguments.out)
+        print(f"written: {arguments.out}/lr_find.json and lr_find.png")
+    return 0
+
+
 def quiet_libraries() -> None:
     """No advice and no progress bars of libraries between our own lines; never a look at a model hub."""
     for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -241,5 +277,6 @@ COMMANDS = {
     "batch": batch,
     "loss-compare": loss_compare,
     "embed": embed,
+    "lr-find": lr_find,
 }
 """By the word that stands in a recipe's place."""
