@@ -28,6 +28,7 @@ EPILOG = """examples:
   python -m pretrain loss-compare runs/before runs/after
   python -m pretrain embed runs/mae_digits data=shards/ --labels label
   python -m pretrain lr-find mae_digits
+  python -m pretrain batch-find mae_digits
 """
 
 
@@ -53,7 +54,7 @@ def pretrain(argv: list[str]) -> int:
     parser.add_argument(
         "recipe",
         help="a name from pretrain/recipes, or a YAML file; or release | average | report | replay | batch | embed "
-        "RUN, loss-compare A B, lr-find RECIPE",
+        "RUN, loss-compare A B, lr-find | batch-find RECIPE",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace the recipe's"

@@ -262,6 +262,38 @@ def lr_find(argv: list[str]) -> int:
     return 0
 
 
+def batch_find(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain batch-find",
+        description="Find the largest train.micro_batch_size that fits into memory, and the fastest: sizes are doubled "
+        "until one does not fit, and bisected then. Each takes some steps in processes of its own; nothing is written.",
+        epilog="examples:\n  python -m pretrain batch-find mae_digits --memory-gib 4\n"
+        "  python -m pretrain batch-find mae_images data.path=shards/ engine=fsdp --ranks 8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a name from pretrain/recipes, or a YAML file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings of the run")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="that share the global batch, all of this machine"
+    )
+    parser.add_argument(
+        "--memory-gib",
+        type=float,
+        metavar="GIB",
+        help="that each rank may use (default: all of its GPU; without GPUs, its part of the host's free memory)",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    quiet_libraries()
+    from pretrain.config.load import load_config
+    from pretrain.run.batch_find import batch_find as find_size
+
+    config, _ = load_config(arguments.recipe, arguments.overrides)
+    share = config.train.global_batch_size // max(1, arguments.ranks)
+    found = find_size(config, arguments.ranks, arguments.memory_gib, lambda line: print(line, flush=True))
+    print(found.describe(share))
+    return 0
+
+
 def quiet_libraries() -> None:
     """No advice and no progress bars of libraries between our own lines; never a look at a model hub."""
     for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -278,5 +310,6 @@ COMMANDS = {
     "loss-compare": loss_compare,
     "embed": embed,
     "lr-find": lr_find,
+    "batch-find": batch_find,
 }
 """By the word that stands in a recipe's place."""
