@@ -172,7 +172,8 @@ def describe_error(error: BaseException) -> tuple[int, str] | None:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory, or a thread and with it the memory of its stack, cannot be had."""
     told = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LACK_OF_MEMORY)
-    return isinstance(error, MemoryError) or told
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM  # as by mmap
+    return isinstance(error, MemoryError) or refused or told
 
 
 def describe_lack(reason: str) -> str:

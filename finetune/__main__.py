@@ -45,7 +45,7 @@ def finetune(argv: list[str]) -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
-    from pretrain.__main__ import quiet_libraries
+    from pretrain.commands import quiet_libraries
 
     quiet_libraries()
     from finetune.config import load_config

@@ -13,6 +13,7 @@ from data_tools.schema import build_section
 from finetune.labels import LabelledDataConfig
 from finetune.tasks import task_class
 from pretrain.config.load import merge, resolve
+from pretrain.config.rate_rule import resolve_rates
 from pretrain.config.sections import TrainConfig
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig, check_optimizer, check_schedule
 
@@ -85,7 +86,7 @@ def build_config(values: dict[str, Any]) -> Config:
     if not isinstance(task, dict) or "name" not in task:
         raise UserError("task: missing; a recipe says e.g. `task: {name: image_classification}`")
     section = build_section(task_class(task["name"]).Config, task, "task")
-    config: Config = build_section(Config, {**values, "task": section}, "")
+    config: Config = resolve_rates(build_section(Config, {**values, "task": section}, ""))
     check(config)
     return config
 

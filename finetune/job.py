@@ -14,6 +14,7 @@ from data_tools.storage.atomic import write_atomically
 from finetune.config import Config, build_config
 from finetune.protocol import run_protocol
 from finetune.results import RESULTS, table, write_results
+from pretrain.config.rate_rule import is_rule
 from pretrain.config.show import flatten, to_public_dict
 from pretrain.run.folder import RunFolder, load_run_config
 
@@ -61,7 +62,7 @@ def refuse_other_results(config: Config) -> None:
         before = to_public_dict(build_config(before))
     before, now = flatten(before), flatten(to_public_dict(config))
     for key in sorted(before.keys() | now.keys()):
-        free = key in ("name", "out") or key.startswith("data.storage.")
+        free = key in ("name", "out") or key.startswith("data.storage.") or is_rule(key)
         if not free and before.get(key) != now.get(key):
             raise UserError(
                 f"{config.folder}: holds results of {key}={before.get(key)!r}, not {now.get(key)!r}; choose another "

@@ -165,7 +165,7 @@ def stop(children: dict[int, int], number: int = signal.SIGTERM) -> None:
 
 def preload() -> None:
     """Import what the commands import, as they do; nothing that starts a thread."""
-    from pretrain.__main__ import quiet_libraries
+    from pretrain.commands import quiet_libraries
 
     quiet_libraries()
     import pretrain.engine.ddp

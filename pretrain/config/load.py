@@ -15,6 +15,7 @@ import yaml
 from data_tools.errors import UserError, nearest
 from data_tools.schema import build_section, parse_override, put, read_yaml
 from pretrain.config.check import check
+from pretrain.config.rate_rule import forget_other_rate, origins_of_rates, refuse_two_rates, resolve_rates
 from pretrain.config.sections import Config
 from pretrain.config.show import COMMAND_LINE, flatten
 
@@ -50,7 +51,7 @@ def override(values: dict[str, Any], path: list[Any], value: Any, schema: Any = 
 
     A mapping for a section (`train={steps: 10}`) sets the keys that it names; a mapping for a value
     (`data.path={a: 1}`) takes its place. Another `encoder.name`, `objective.name` or `task.name` begins that section
-    anew, for the settings of the one before are not its own.
+    anew, for the settings of the one before are not its own. Of `lr` and `lr_per_256` the one takes the other's place.
     """
     section = section_at(schema, path)
     if section is not None and isinstance(value, dict):
@@ -61,7 +62,7 @@ def override(values: dict[str, Any], path: list[Any], value: Any, schema: Any = 
         before = values.get(path[0])
         if isinstance(before, dict) and before.get("name", value) != value:
             values = {**values, path[0]: {}}
-    return put(values, path, value)
+    return put(forget_other_rate(values, path, value), path, value)
 
 
 def section_at(schema: Any, path: list[Any]) -> Any:
@@ -100,14 +101,18 @@ def resolve(
     """A recipe's values (from `folder`, or a file) with overrides, and where each dotted key got its value."""
     values, source = read_recipe(recipe, folder)
     values = {"name": Path(recipe).stem, **values}
+    refuse_two_rates(values, source, resolved=True)
     origin = dict.fromkeys(flatten(values), source)
+    given: dict[str, Any] = {}
     for text in overrides:
         path, value = parse_override(text)
+        given = put(given, path, value)
         before, values = flatten(values), override(values, path, value, schema)
         now = flatten(values)
         changed = [key for key in now if key == ".".join(path) or now[key] != before.get(key)]
         origin = {key: origin[key] for key in now if key in origin} | dict.fromkeys(changed, COMMAND_LINE)
-    return values, origin
+    refuse_two_rates(given, COMMAND_LINE)
+    return values, origin | origins_of_rates(flatten(values))
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -128,6 +133,6 @@ def build_config(values: dict[str, Any]) -> Config:
                 f"{section}: missing, or without a name; a recipe says e.g. `{section}: {{name: …}}`"
             )
         values[section] = build_section(find(own["name"]).Config, own, section)
-    config = build_section(Config, values, "")
+    config: Config = resolve_rates(build_section(Config, values, ""))
     check(config)
     return config

@@ -207,7 +207,7 @@ class Config:
 
     def optimizer_for(self, name: str) -> OptimizerConfig:
         """The settings of one of the objective's optimizers."""
-        own = (self.optimizer_overrides or {}).get(name, {})
-        return build_section(
-            OptimizerConfig, {**asdict(self.optimizer), **own}, f"optimizer_overrides.{name}"
-        )
+        own, base = (self.optimizer_overrides or {}).get(name, {}), asdict(self.optimizer)
+        if own.get("lr") is not None:
+            base.pop("lr_per_256")
+        return build_section(OptimizerConfig, {**base, **own}, f"optimizer_overrides.{name}")

@@ -64,10 +64,12 @@ def describe_config(config: Config, origin: dict[str, str], recipe: str) -> str:
     parts = -(-share // (train.micro_batch_size or share))
     batch = f"{train.global_batch_size:,} samples a step" + (f", {share:,} a rank" if ranks > 1 else "")
     batch += f" in {parts} micro-batches" if parts > 1 else ""
+    optimizer = config.optimizer
+    rate = f", learning rate {optimizer.lr:g}" if optimizer.lr_per_256 is not None else ""
     return (
         f"{recipe}: {config.objective.name} with {config.encoder.name} on {', '.join(config.data.weights)} → "
         f"{config.folder}{list_overrides(config, origin)}\n"
-        f"  {length}; {batch}; {config.engine} on {ranks} rank(s), {train.precision}"
+        f"  {length}; {batch}; {config.engine} on {ranks} rank(s), {train.precision}{rate}"
     )
 
 

@@ -12,9 +12,13 @@ from data_tools.errors import OneRankError, lacks_memory
 from pretrain.config.sections import TrainConfig
 
 
+class OutOfMemoryError(OneRankError):
+    """This rank has run out of memory; the message says what to lower."""
+
+
 @contextmanager
 def explain_out_of_memory(step: int, train: TrainConfig, samples: int) -> Iterator[None]:
-    """Within it, running out of memory is a `OneRankError` that says what to lower.
+    """Within it, running out of memory is an `OutOfMemoryError` that says what to lower.
 
     Args:
         samples: of one rank in one forward pass.
@@ -45,11 +49,11 @@ def refuse_out_of_memory(describe: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OneRankError(describe(str(error))) from None
+        raise OutOfMemoryError(describe(str(error))) from None
     except RuntimeError as error:
         if not lacks_memory(error):
             raise
-        raise OneRankError(describe(str(error))) from None
+        raise OutOfMemoryError(describe(str(error))) from None
 
 
 def advice(step: int, train: TrainConfig, samples: int, reason: str) -> str:

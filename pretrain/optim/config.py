@@ -31,6 +31,9 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon", "lamb", "lars", "schedule_free"] = "adamw"
     lr: PositiveFloat = 1e-3
+    lr_per_256: PositiveFloat | None = None
+    """In place of `lr`: the learning rate for a global batch of 256 samples, to which it is proportional (Goyal et al.
+    2017, arXiv:1706.02677). With `train.batch_size_warmup` the batch after it counts."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.05

@@ -28,8 +28,14 @@ RUNS_OWN = (
 """Values of a metrics line that tell of the run and its machines, not of the model."""
 
 
-def write_model_card(folder: Path, run: Path, objective: Objective, config: Config, step: int) -> None:
-    """Write `README.md` into the release folder of the encoder that `objective` trained."""
+def write_model_card(
+    folder: Path, run: Path, objective: Objective, config: Config, step: int, averaged: tuple[int, ...] = ()
+) -> None:
+    """Write `README.md` into the release folder of the encoder that `objective` trained.
+
+    Args:
+        averaged: the steps whose weights it is the mean of, where it is one.
+    """
     encoder, dataset = objective.product_encoder, objective.dataset
     recipe = redact(without_folders(to_dict(config) | {"run_dir": None}))
     title = f"{config.name}: {encoder.config.name} encoder, pretrained with {config.objective.name}"
@@ -39,6 +45,7 @@ def write_model_card(folder: Path, run: Path, objective: Objective, config: Conf
         f"An encoder pretrained {objective.describe_supervision()} by `{config.objective.name}` for {step:,} steps of "
         f"{config.train.global_batch_size:,} samples. It holds {parameters(encoder):,} parameters and gives one vector "
         f"of width {encoder.dim} a token.",
+        *average_section(averaged),
         *companions_section(objective),
         "## Use\n\n```python\n" + encoder.card_code() + "```\n\n" + use_notes(encoder),
         "## Data\n\n" + data_section(config, dataset),
@@ -57,6 +64,15 @@ def companions_section(objective: Objective) -> list[str]:
         for name, companion in objective.companions().items()
     ]
     return [f"Beside it lie, whole with their heads: {', '.join(named)}."] if named else []
+
+
+def average_section(steps: tuple[int, ...]) -> list[str]:
+    """A paragraph that says of which steps the weights are the mean, where they are one."""
+    told = ", ".join(f"{step:,}" for step in steps)
+    return [
+        f"Its weights are the mean of {len(steps)} checkpoints, those of steps {told}. The results below are of the "
+        "run's own weights, not of this mean."
+    ] if steps else []  # fmt: skip
 
 
 def front_matter(config: Config, encoder: Encoder) -> str:

@@ -48,6 +48,8 @@ class Trained:
     objective: Objective
     config: Config
     step: int
+    averaged: tuple[int, ...] = ()
+    """The steps whose checkpoints it is the mean of, where it is one."""
 
     @property
     def encoder(self) -> Encoder:
@@ -73,17 +75,27 @@ def load_run_encoder(run: Path, best: bool = False) -> Trained:
         raise UserError(f"{run}: {why}; let the run reach checkpoint.every={config.checkpoint.every} steps")
     for fault in broken:
         log.warning("passed over a broken checkpoint: %s", fault)
-    from pretrain.run.run import build_objective
-
-    dataset = first_of(open_sources(config.data))
-    objective = build_objective(config, dataset)
-    state = {name: module.state_dict() for name, module in objective.roles.items()}
+    objective = build_run_objective(config)
+    state = states_of(objective)
     read_weights(checkpoint, state)
     for name, module in objective.roles.items():
         module.load_state_dict(state[name])
     step = int(json.loads((checkpoint / "progress.json").read_text())["step"])
-    objective.product_encoder.eval()
     return Trained(objective, config, step)
+
+
+def build_run_objective(config: Config) -> Objective:
+    """A run's objective around its first data set, to be given weights; dropout is off in the encoder."""
+    from pretrain.run.run import build_objective
+
+    objective = build_objective(config, first_of(open_sources(config.data)))
+    objective.product_encoder.eval()
+    return objective
+
+
+def states_of(objective: Objective) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the roles, by role and name."""
+    return {name: module.state_dict() for name, module in objective.roles.items()}
 
 
 def release_run(run: Path, out: Path | None = None, best: bool = False) -> Path:
@@ -98,7 +110,11 @@ def release_run(run: Path, out: Path | None = None, best: bool = False) -> Path:
     no_progress_bars()
     out = out or run / "release"
     refuse_foreign(out)
-    trained = load_run_encoder(run, best)
+    return write_release(load_run_encoder(run, best), run, out)
+
+
+def write_release(trained: Trained, run: Path, out: Path) -> Path:
+    """Write what a run has trained into the folder `out`, as `release_run` does."""
 
     def write(folder: Path) -> None:
         trained.encoder.save(folder)
@@ -106,7 +122,7 @@ def release_run(run: Path, out: Path | None = None, best: bool = False) -> Path:
         check_release(trained.encoder, trained.dataset, folder)
         for name, companion in trained.objective.companions().items():
             save_companion(companion, trained.encoder, trained.dataset, folder / name)
-        write_model_card(folder, run, trained.objective, trained.config, trained.step)
+        write_model_card(folder, run, trained.objective, trained.config, trained.step, trained.averaged)
 
     return write_whole(out, write)
 

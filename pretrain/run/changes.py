@@ -9,6 +9,7 @@ from typing import Any
 from data_tools.errors import UserError, nearest
 from data_tools.schema import put
 from pretrain.checkpoint.folder import IDENTITY
+from pretrain.config.rate_rule import forget_rules
 from pretrain.config.sections import Config
 from pretrain.config.show import to_dict
 from pretrain.run.folder import CHANGEABLE, Changes, differences, is_changeable
@@ -50,6 +51,7 @@ def settings_at(run: Path, step: int, values: dict[str, Any]) -> dict[str, Any]:
     """
     if step < 1:
         raise UserError(f"--step {step}: the first step of a run is 1")
+    values = forget_rules(values)  # what they came to then is told
     later = [line for line in read_metrics(run) if line["kind"] == CHANGED and line["step"] >= step]
     for line in reversed(later):
         for key, (before, _) in line["changes"].items():

@@ -32,7 +32,7 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class DryRun:
-    """What two steps showed."""
+    """What some steps showed, usually two."""
 
     ranks: int
     seconds: tuple[float, ...]
@@ -67,9 +67,12 @@ class DryRun:
         return checkpoints * self.checkpoint_bytes < self.free_bytes
 
 
-def dry_run(config: Config) -> DryRun:
+def dry_run(config: Config, steps: int = STEPS, beside: bool = True) -> DryRun:
     """Take two steps of the largest batch from the starting weights, once a picture and a probe. Call on every rank.
 
+    Args:
+        steps: more or fewer of them.
+        beside: whether what is done beside training is done: pictures, probes, held-out losses.
     Raises:
         UserError: whatever would stop the run: settings, data, memory.
     """
@@ -88,13 +91,14 @@ def dry_run(config: Config) -> DryRun:
         trainer = assemble_trainer(
             config, objective, sources, engine, total, load=lambda: load_starting_weights(config, objective)
         )
-        trainer.add_hooks(build_hooks(config, objective, sources, engine, tracker=None))
-        trainer.run_hooks(initial=True)
-        seconds, steps = [], iter(trainer.loader)
+        if beside:
+            trainer.add_hooks(build_hooks(config, objective, sources, engine, tracker=None))
+            trainer.run_hooks(initial=True)
+        seconds, batches = [], iter(trainer.loader)
         with closing(trainer.loader):
-            for _ in range(STEPS):
+            for _ in range(steps):
                 started = time.perf_counter()
-                trainer.train_step(trainer.take_batch(steps))
+                trainer.train_step(trainer.take_batch(batches))
                 values = trainer.reduce_values(after=trainer.step - 1)  # waits for the device
                 seconds.append(time.perf_counter() - started)
         return DryRun(

@@ -15,6 +15,7 @@ from data_tools.errors import UserError
 from data_tools.schema import read_yaml
 from data_tools.storage.atomic import write_atomically
 from pretrain.config.load import build_config
+from pretrain.config.rate_rule import is_rule
 from pretrain.config.sections import Config
 from pretrain.config.show import flatten, to_dict, to_public_dict
 
@@ -186,14 +187,17 @@ def refuse_other_config(
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Changes:
-    """What makes one configuration another run than the other; settings that are newer had their defaults before."""
+    """What makes one configuration another run than the other; settings that are newer had their defaults before.
+
+    A rule for the learning rate makes none: the rate that it comes to does.
+    """
     with suppress(UserError):  # it has settings that are there no more: all differences count
         before = to_dict(build_config(before))
     before, now = flatten(before), flatten(now)
     return {
         key: [before.get(key), now.get(key)]
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not is_free(key)
+        if before.get(key) != now.get(key) and not is_free(key) and not is_rule(key)
     }
 
 
