@@ -58,7 +58,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "overrides"), CASES, ids=lambda value: "+".join(value) if value else "")
+@pytest.mark.parametrize(
+    ("case", "overrides"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
+)
 def test_no_operation_of_a_step_waits_for_the_device(case, overrides):
     trainer = build_trainer(case, ["train.ema_decay=0.9", *overrides])
     # A CPU's varlen kernel is a loop over documents, whose lengths the host must know; a GPU's is not.
