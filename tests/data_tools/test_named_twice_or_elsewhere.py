@@ -6,8 +6,8 @@ import gzip
 import json
 
 import pytest
-from object_server import object_server
 from small_data import png, write_images
+from store_server import store_server
 
 from data_tools.dataset.index import index_shards
 from data_tools.dataset.open import open_dataset
@@ -72,7 +72,7 @@ def write_pictures(folder, first):
 
 
 def test_data_joined_anew_after_an_index_without_crc_know_what_was_replaced(tmp_path):
-    with object_server(tmp_path) as (url, _):
+    with store_server(tmp_path) as (url, _):
 
         def index():
             for name in "ab":

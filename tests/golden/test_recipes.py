@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pretrain.config.load import RECIPES
-from tests.golden.recipes import LOSSES, SMALLER, STEPS, tokenize, train, train_all
+from tests.golden.recipes import LOSSES, SMALLER, STEPS, WHOLE_PARAMETERS, tokenize, train, train_all
 from tests.processes import run
 
 GOLDEN = json.loads(LOSSES.read_text())
@@ -23,9 +23,11 @@ def tokens(tmp_path_factory):
     return folder
 
 
-def assert_golden(found):
-    assert found.keys() == GOLDEN.keys()
+def assert_golden(found, left_out=()):
+    assert found.keys() == GOLDEN.keys() - set(left_out)
     for recipe, rows in GOLDEN.items():
+        if recipe in left_out:
+            continue
         assert len(found[recipe]) == len(rows) == STEPS
         for step, (row, other) in enumerate(zip(rows, found[recipe], strict=True), 1):
             assert other == pytest.approx(row, rel=TOLERANCE), (recipe, step)
@@ -38,7 +40,8 @@ def test_one_process_learns_what_it_learnt(tokens):
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
 def test_another_engine_learns_it_too(engine, tokens, tmp_path):
     run("tests.golden.recipes", [engine, str(tmp_path / "losses.json"), str(tokens)])
-    assert_golden(json.loads((tmp_path / "losses.json").read_text()))
+    left_out = WHOLE_PARAMETERS if engine == "deepspeed" else ()
+    assert_golden(json.loads((tmp_path / "losses.json").read_text()), left_out)
 
 
 def test_every_recipe_has_golden_losses():

@@ -41,7 +41,7 @@ def test_a_run_as_its_recipe_says_has_two_lines(monkeypatch):
     config, origin = load_config("mae_images", [])
     assert describe_config(config, origin, "mae_images").splitlines() == [
         "mae_images: mae with vit on shards → runs/mae_images",
-        "  300 epochs; 1,024 samples a step; ddp on 1 rank(s), bf16",
+        "  300 epochs; 1,024 samples a step; ddp on 1 rank(s), bf16, learning rate 0.0006",
     ]
 
 
