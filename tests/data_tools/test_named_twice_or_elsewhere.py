@@ -72,7 +72,8 @@ def write_pictures(folder, first):
 
 
 def test_data_joined_anew_after_an_index_without_crc_know_what_was_replaced(tmp_path):
-    with store_server(tmp_path) as (url, _):
+    with store_server(tmp_path) as (url, server):
+        server.tells_etag = True
 
         def index():
             for name in "ab":
