@@ -248,7 +248,7 @@ def test_names_that_point_outside_are_only_keys(tmp_path, name):
     before = set(tmp_path.rglob("*"))
     assert open_dataset(tmp_path / "in")[0]["text"] == "text"
     assert set(tmp_path.rglob("*")) == before
-    assert not list(tmp_path.parent.rglob("evil*"))
+    assert not list(tmp_path.parent.rglob("*evil.txt"))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

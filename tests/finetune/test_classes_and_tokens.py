@@ -84,7 +84,12 @@ def test_probes_compare_classes_by_names(packs, run_folder, monkeypatch):
     probe = OnlineProbe(ProbeConfig(train=packs[0], test=packs[1]))
     objective, engine = load_run_encoder(Path(run_folder)).objective, DDPEngine(TrainConfig(), World())
     monkeypatch.setattr(objective, "encode", lambda batch: Encoded(None, batch["image"].float().flatten(1)))
-    assert probe.measure(objective, engine) == {"knn": 1.0, "linear": 1.0}
+    assert probe.measure(objective, engine) == {
+        "knn": 1.0,
+        "linear": 1.0,
+        "few_shot": 1.0,
+        "few_shot_sd": 0.0,
+    }
 
 
 @pytest.fixture(scope="module")

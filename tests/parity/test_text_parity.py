@@ -51,7 +51,8 @@ def mlm_head(family, head):
         mapped = {
             f"generator_predictions.{n.removeprefix('transform.')}": v for n, v in head.state_dict().items()
         }
-        return {**mapped, "generator_lm_head.bias": mapped.pop("generator_predictions.bias")}
+        bias = mapped.pop("generator_predictions.bias")
+        return {**mapped, "generator_lm_head.bias": bias}
     dense, norm = ("dense", "LayerNorm") if family == "bert" else ("dense", "norm")
     state, place = head.state_dict(), "cls.predictions." if family == "bert" else ""
     into = f"{place}transform." if family == "bert" else "head."

@@ -12,7 +12,7 @@ IMAGENET = 1_281_167
 PAPERS = {
     # recipe: (data, settings, parameters of the encoder, of the generator's blocks, samples a step, steps, rate)
     "simmim_vit_base": ("sample:digits", [], 85_798_656, 0, 2048, 800 * IMAGENET // 2048, 1e-4 * 2048 / 512),
-    "simmim_swin_base": ("sample:digits", [], 86_681_080, 0, 2048, 100 * IMAGENET // 2048, 2e-4 * 2048 / 512),
+    "simmim_swin_base": ("sample:digits", [], 86_725_176, 0, 2048, 100 * IMAGENET // 2048, 2e-4 * 2048 / 512),
     "electra_small": ("sample:sotu", ["encoder.vocab_size=30522"], 13_483_008, 608_064, 128, 1_000_000, 5e-4),
     "electra_base": ("sample:sotu", ["encoder.vocab_size=30522"], 108_891_648, 9_673_984, 256, 766_000, 2e-4),
 }

@@ -4,11 +4,13 @@ narrower than its blocks."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveInt
 from torch import nn
 from transformers import ElectraConfig, ElectraModel
 
+from data_tools.errors import UserError
 from pretrain.encoders.text.bert import BertEncoder, BertEncoderConfig
 
 
@@ -31,6 +33,14 @@ class ElectraEncoder(BertEncoder):
     HFModel = ElectraModel
     model_types = ("electra",)
     model: ElectraModel  # type: ignore[assignment]
+
+    def derived_values(self) -> dict[str, Any]:
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        if width % heads:  # `transformers` refuses that of a BERT, and lets it pass here
+            raise UserError(
+                f"encoder (electra): hidden_size={width} is no multiple of num_attention_heads={heads}; change one"
+            )
+        return super().derived_values()
 
     def prediction_transform(self) -> nn.Module:
         """To the width of the embeddings: (…, D) → (…, E)."""
