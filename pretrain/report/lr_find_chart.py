@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pretrain.report.charts import FAINT, PALETTE, STYLE
 
@@ -32,6 +33,9 @@ def range_test_chart(
         span = max(first - lowest, abs(first) / 10)
         axes.set_ylim(lowest - span / 10, first + HEADROOM * span)
         axes.set_xscale("log")
+        # Words instead of formulas, whose fonts are not everywhere: matplotlib warns of each that it lacks.
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("learning rate", color=FAINT)
         axes.legend()
         buffer = io.BytesIO()

@@ -76,6 +76,11 @@ class RangeTest:
         return rates[int(slopes.argmin())] if smoothed[0] - smoothed.min() > 2 * scatter else None
 
     @property
+    def lowest(self) -> float:
+        """The rate at which the smoothed loss is lowest."""
+        return self.rates[int(self.smoothed.argmin())]
+
+    @property
     def suggestion(self) -> float | None:
         """The rate to begin with, to two digits; None where no rate lowers the loss."""
         if self.steepest is None:
@@ -88,6 +93,7 @@ class RangeTest:
         return {
             "suggestion": self.suggestion,
             "steepest": self.steepest,
+            "lowest": self.lowest,
             "diverged_at": self.rates[-1] if self.diverged else None,
             "optimizers": self.optimizers,
             "rates": self.rates,
@@ -108,7 +114,10 @@ class RangeTest:
                 "(--from), or is there a mistake in the objective or its data?"
             )
             return "\n".join(lines)
-        lines.append(f"steepest at {self.steepest:.2g}; suggestion: optimizer.lr={self.suggestion:g}")
+        lines.append(
+            f"steepest at {self.steepest:.2g}, lowest at {self.lowest:.2g}; suggestion: "
+            f"optimizer.lr={self.suggestion:g}; another rule, a decade below the lowest, gives {self.lowest / 10:.2g}"
+        )
         if len(self.optimizers) > 1:
             all_rates = ", ".join(
                 f"{n} {self.suggestion * ratio:.2g}" for n, ratio in self.optimizers.items()
