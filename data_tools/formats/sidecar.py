@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, lacks_memory
 from data_tools.storage.checksum import crc32
 
 _MAGIC = b"MSQIDX1\n"
@@ -103,6 +103,8 @@ def read_sidecar(path: Path, check: bool = False) -> Sidecar:
     except FileNotFoundError:
         raise UserError(f"{path}: the sidecar is missing; {remedy}") from None
     except (ValueError, KeyError, OSError) as error:
+        if lacks_memory(error):
+            raise
         raise UserError(f"{path}: damaged sidecar ({error}); {remedy}") from None
     columns = {}
     for name in names:

@@ -1,6 +1,8 @@
 """The damage matrix of data.md: every damaged sample is counted and named, no other is lost, order is unchanged."""
 
+import errno
 import logging
+import mmap
 import shutil
 
 import numpy as np
@@ -208,3 +210,15 @@ def test_evaluation_refuses_damaged_samples(folder):
     flip(folder / SHARD, sample_offset(folder, 50) + BLOCK + 60)
     with pytest.raises(DamagedSampleError, match="000150"):
         list(evaluation_batches(open_dataset(folder), lambda s, r: {"n": 0}, 32))
+
+
+def test_memory_that_a_sidecar_cannot_have_does_not_make_it_damaged(folder, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    sidecar = next(folder.glob("*.sidecar"))
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert run_cli(lambda: read_sidecar(sidecar)) == 2
+    told = capsys.readouterr().err
+    assert "out of host memory" in told
+    assert "damaged" not in told
