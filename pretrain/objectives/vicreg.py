@@ -76,9 +76,8 @@ class VICReg(Objective):
         return self.augmentation.draw(self.encoder.image_of(sample), rng)
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
-        views = {
-            "image": batch["views"].transpose(0, 1).flatten(0, 1)
-        }  # (2B, C, S, S): all first views first
+        # (2B, C, S, S): all first views first
+        views = {"image": batch["views"].transpose(0, 1).flatten(0, 1)}
         pooled = self.encoder.pool(self.roles["encoder"](views), views)  # (2B, D)
         own = [widen(self.roles["expander"](half, self.world.sum)) for half in pooled.chunk(2)]  # (B, d) each
         one, two = (self.world.gather(half) for half in own)  # (ranks · B, d) each
