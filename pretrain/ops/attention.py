@@ -8,7 +8,7 @@ None of them makes the host wait for the device, given that the loader has count
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -26,8 +26,6 @@ FLEX = "flex_attention"
 
 GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's varlen kernel shares heads of keys and values by itself (not in 2.11)."""
-compiled_create_block_mask = torch.compile(create_block_mask)
-"""Uncompiled it would hold the dense (B, L, L) mask for a moment."""
 
 
 def attention_mask(
@@ -86,9 +84,15 @@ def document_blocks(document_ids: Tensor, window: int | None, causal: bool = Fal
         near = (query - key <= reach) & (key - query <= (0 if causal else reach))
         return (document_ids[row, query] == document_ids[row, key]) & near
 
-    blocks: Any = compiled_create_block_mask(seen, rows, None, length, length, document_ids.device)
+    blocks: Any = compiled_create_block_mask()(seen, rows, None, length, length, document_ids.device)
     blocks.ndim = 4  # transformers' GPT-2 asks every mask for it
     return blocks
+
+
+@cache
+def compiled_create_block_mask() -> Any:
+    """Uncompiled it would hold the dense (B, L, L) mask. Made on demand: importing the compiler takes seconds."""
+    return torch.compile(create_block_mask)
 
 
 def find_document_starts(document_ids: Tensor) -> Tensor:

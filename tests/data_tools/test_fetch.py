@@ -73,18 +73,30 @@ def test_cache_is_bounded_and_evicts_what_is_needed_last(folder, monkeypatch, pa
     """However fetching and reading overtake one another."""
     sizes = [path.stat().st_size for path in folder.glob("*.tar")]
     small = FetchOptions(cache_bytes=sum(sizes) // 3, retry=FAST.retry)
-    admit, fetch, bad, admitted = SegmentCache._admit, SegmentCache._fetch, [], []
+    admit, fetch, entries, finished = (
+        getattr(SegmentCache, name) for name in ("_admit", "_fetch", "_entries", "finished")
+    )
+    bad, admitted, over, judged = [], [], set(), threading.local()
     one_at_a_time = threading.Lock()
 
     def watch(cache, partial, path, needed_now):
         with one_at_a_time:
-            own, before = partial.stat().st_mtime, {p.name: use for use, _, p in cache._entries()}
+            own = partial.stat().st_mtime
             admit(cache, partial, path, needed_now)
-            kept = {p.name: use for use, _, p in cache._entries()}
+            before, kept = judged.entries, {p.name for _, _, p in entries(cache)}
         admitted.append(path.name in kept)
-        # another thread can say meanwhile that a segment has a later use, so the later of both counts
-        uses = {name: max(use, kept.get(name, 0)) for name, use in before.items()}
-        bad.extend(name for name in before if not needed_now and name not in kept and uses[name] <= own)
+        evicted = {p.name: use for use, _, p in before if p.name not in kept | over}
+        bad.extend(name for name, use in evicted.items() if not needed_now and use <= own)
+
+    def remember_entries(cache):
+        """What is decided by: other threads say meanwhile that a segment is needed later."""
+        judged.entries = entries(cache)
+        return judged.entries
+
+    def remember_finished(cache, segment):
+        """Removed by its reader, not evicted."""
+        over.add(segment.name)
+        finished(cache, segment)
 
     def fetch_late(cache, segment, path, wait=True):
         if pace == "slow_fetching":
@@ -92,6 +104,8 @@ def test_cache_is_bounded_and_evicts_what_is_needed_last(folder, monkeypatch, pa
         return fetch(cache, segment, path, wait)
 
     monkeypatch.setattr(SegmentCache, "_admit", watch)
+    monkeypatch.setattr(SegmentCache, "_entries", remember_entries)
+    monkeypatch.setattr(SegmentCache, "finished", remember_finished)
     monkeypatch.setattr(SegmentCache, "_fetch", fetch_late)
     with bad_server(folder) as (url, _):
         stream = Stream(open_dataset(url, fetching=small), layout=Layout(lanes=2, chunk=5, group=1))
