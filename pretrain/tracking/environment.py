@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ SECRET_FORMS = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a key of a config or environment names a secret: `WANDB_API_KEY`, `hfToken`, `db.password`."""
     if HARMLESS.fullmatch(name.rpartition(".")[2]):

@@ -1,7 +1,8 @@
 """Under torchrun: train tiny runs of several objectives one after the other on one engine, and write their losses.
 
 One start of the processes serves every objective, because starting them takes longer than training them.
-Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.curves out.json mae,gan engine=fsdp
+A case is written with its micro-batches a step.
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.curves out.json mae/1,gan/4 engine=fsdp
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from tests.cases import CASES
 STEPS, BATCH = 8, 16
 COMMON = [f"train.steps={STEPS}", f"train.global_batch_size={BATCH}", "tracking.log_every=1",
           "schedule.warmup_ratio=0.2", "train.clip_grad_norm=1.0", "train.precision=fp32"]  # fmt: skip
-CUTS = (1, 2, 4)
-"""Micro-batches of a rank in a step."""
 COMPARED = ("loss", "grad_norm", "position")
 
 
@@ -76,10 +75,9 @@ def main(out: str, cases: str, overrides: list[str]) -> None:
     world = World.from_environment()
     curves = {}
     for word in cases.split(","):
-        case, _, cut = word.partition("/")
-        for cuts in [int(cut)] if cut else CUTS:
-            micro = BATCH // world.size // cuts
-            curves[f"{case}/{cuts}"] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
+        case, _, cuts = word.partition("/")
+        micro = BATCH // world.size // int(cuts)
+        curves[word] = curve(case, [*overrides, f"train.micro_batch_size={micro}"])
     if world.rank == 0:
         Path(out).write_text(json.dumps(curves))
     if torch.distributed.is_initialized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from text_models import CAUSAL, FAMILIES, make_encoder, make_tokenizer, packed_row, packed_rows
 from torch.nn import functional as F
 from transformers import BertConfig, ViTConfig
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
@@ -25,6 +27,7 @@ from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.ops.attention import (
     VARLEN,
     attend_by_document,
+    compiled_create_block_mask,
     document_blocks,
     document_mask,
     find_document_starts,
@@ -37,12 +40,25 @@ from pretrain.tracking.metrics import read_metrics
 from tests.processes import QUIET
 
 BACKENDS = ("sdpa", "eager", "varlen", pytest.param("flex", marks=pytest.mark.slow))  # flex compiles for long
+COMPILED = "modernbert"
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(autouse=True)
+def compile_in_one_family(request, monkeypatch):
+    """Code for one family; writing it takes half a minute for each, so that in the others it is only traced."""
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)  # which compiles once
+    compiled_create_block_mask.cache_clear()
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("family", COMPILED) != COMPILED or "causal" in parameters:
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    yield
+    compiled_create_block_mask.cache_clear()
 
 
 def with_attention(encoder, backend):
