@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from pretrain.checkpoint.folder import complete, newest_valid
-from tests.processes import QUIET, environment, losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=2", "tracking.log_every=1", "train.steps=6",
     *QUIET, "schedule.warmup_ratio=0",
 ]  # fmt: skip
-LIMITED = """
-import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)  # the system refuses what goes beyond
-runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
-"""
 pytestmark = pytest.mark.slow
 
 
@@ -33,19 +26,14 @@ def stopped(tmp_path):
     return tmp_path
 
 
-def go_on(folder, processes, *overrides):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
-    script = [sys.executable, "-c", LIMITED, "60000", *SETTINGS, f"run_dir={folder}", *overrides]
-    return subprocess.run(
-        [sys.executable, *torchrun, *script] if processes > 1 else script,
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+def go_on(folder, processes, *overrides, expect=None):
+    arguments = ["60000", *SETTINGS, f"run_dir={folder}", *overrides]
+    return run("tests.faults.limited_files", arguments, processes, expect)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_run_stops_and_the_checkpoint_before_is_intact(stopped, processes):
     result = go_on(stopped, processes)
-    assert result.returncode != 0
     assert "step_00000004: the checkpoint could not be written" in result.stderr
     assert "checkpoint.on_failure=warn" in result.stderr
     assert result.stderr.count("error: ") == 1
@@ -56,8 +44,7 @@ def test_the_run_stops_and_the_checkpoint_before_is_intact(stopped, processes):
 
 
 def test_the_run_goes_on_where_that_is_asked_for(stopped):
-    result = go_on(stopped, 1, "checkpoint.on_failure=warn")
-    assert result.returncode == 0, result.stderr
+    go_on(stopped, 1, "checkpoint.on_failure=warn", expect=0)
     assert sorted(losses(stopped)) == [1, 2, 3, 4, 5, 6]
     told = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told if line["kind"] == "checkpoint_failed"] == [4, 6]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 from pretrain.checkpoint.folder import complete
-from tests.processes import QUIET, command, environment, losses, run
+from tests.processes import QUIET, losses, run
 from tests.tiny_run import SMALL
 
 SETTINGS = [
@@ -20,13 +18,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("how", ["politely", "with the interpreter's lock"])
-def test_a_hanging_rank_is_ended_with_its_stack_written(tmp_path, how):
+def test_a_hanging_rank_is_ended_with_its_stack_written(tmp_path, how, monkeypatch):
     settings = [*SETTINGS, f"run_dir={tmp_path}"]
-    hung = subprocess.run(
-        command("pretrain", settings, 2), env={**environment(), "OVERSLEEP": how}, capture_output=True, text=True,
-        timeout=150, check=False,
-    )  # fmt: skip
-    assert hung.returncode not in (0, 75), hung.stdout
+    monkeypatch.setenv("OVERSLEEP", how)
+    hung = run("pretrain", settings, 2, expect=None)
+    assert "ended with 75" not in hung.stderr, "nobody has asked it to stop"
+    monkeypatch.delenv("OVERSLEEP")
     stacks = {rank: (tmp_path / "stacks" / f"rank_{rank:05d}.txt").read_text() for rank in (0, 1)}
     assert "oversleep" in stacks[1], "the culprit says where it is"
     assert "oversleep" not in stacks[0]

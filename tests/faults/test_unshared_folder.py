@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -12,48 +11,14 @@ import torch.distributed.checkpoint as dcp
 from pretrain.checkpoint.folder import complete, find_fault
 from tests.faults.full_disk import FULL, on_a_small_disk
 from tests.faults.test_disk_full import SETTINGS
-from tests.processes import environment
+from tests.processes import run
 
 pytestmark = pytest.mark.slow
-APART = """
-import os, runpy, sys
-sys.path[:0] = [os.getcwd()]
-place = f"{sys.argv.pop(1)}/host_{os.environ['RANK']}"
-os.makedirs(place, exist_ok=True)
-os.chdir(place)
-check = sys.argv.pop(1)
-if check == "late":  # as if the disk was lost after the start
-    import pretrain.checkpoint.targets as targets
-    targets.refuse_unshared = lambda *_: None
-runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
-"""
-COUNTED = """
-import os, runpy, sys
-sys.path[:0] = [os.getcwd()]
-from torch.distributed.checkpoint._state_dict_stager import StateDictStager
-from pretrain.engine.saving import count_bytes
-stage = StateDictStager.stage
-def counted(self, state):
-    with open(f"{sys.argv[-1].partition('=')[2]}/staged_{os.environ['RANK']}", "a") as file:
-        file.write(f"{count_bytes(state)}\\n")
-    return stage(self, state)
-StateDictStager.stage = counted
-runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
-"""
-
-
-def two_ranks(script, *arguments):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    return subprocess.run(
-        [sys.executable, *torchrun, sys.executable, "-c", script, *arguments],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("found", ["at_start", "late"])
 def test_ranks_that_do_not_share_the_run_folder_leave_no_checkpoint_that_lacks_shards(found, tmp_path):
-    result = two_ranks(APART, str(tmp_path), found, *SETTINGS, "run_dir=run")
-    assert result.returncode != 0
+    result = run("tests.faults.apart", [str(tmp_path), found, *SETTINGS, "run_dir=run"], 2, expect=None)
     assert result.stderr.count("error: ") == 1, result.stderr
     expected = {
         "at_start": (
@@ -70,8 +35,8 @@ def test_ranks_that_do_not_share_the_run_folder_leave_no_checkpoint_that_lacks_s
 
 
 def test_ranks_of_ddp_each_copy_and_write_half_of_a_checkpoint(tmp_path):
-    result = two_ranks(COUNTED, *SETTINGS, "checkpoint.keep=9", f"run_dir={tmp_path}")
-    assert result.returncode == 0, result.stderr
+    settings = [*SETTINGS, "checkpoint.keep=9", f"run_dir={tmp_path}"]
+    run("tests.faults.counted_copies", [str(tmp_path), *settings], 2)
     staged = [[int(n) for n in (tmp_path / f"staged_{rank}").read_text().split()] for rank in (0, 1)]
     newest = complete(tmp_path / "checkpoints")[-1]
     entries = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata.values()
