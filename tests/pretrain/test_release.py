@@ -25,26 +25,44 @@ from pretrain.release.release import check_release, load_run_encoder, release_ru
 from pretrain.run.folder import load_run_config
 from pretrain.weights.from_transformers import load_encoder
 
-# A stranger's interpreter: no environment, another folder, and our packages cannot be imported at all.
+# A stranger's interpreter: no environment, and our packages cannot be imported at all. It runs one piece of code after
+# the other, for importing transformers takes the longest.
 STRANGER = """
-import sys
-from dataclasses import replace
+import contextlib, io, json, os, sys
+OURS = {"pretrain", "finetune", "data_tools", "launch"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("pretrain", "finetune", "data_tools", "launch"):
+        if name.split(".")[0] in OURS:
             raise ImportError(name + " is not for strangers")
 sys.meta_path.insert(0, Refuse())
-{body}
-assert not {{m.split(".")[0] for m in sys.modules}} & {{"pretrain", "finetune", "data_tools", "launch"}}
+for line in sys.stdin:
+    code, folder, *arguments = json.loads(line)
+    os.chdir(folder)
+    sys.argv = ["", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {"__name__": "__main__", "sys": sys})
+    assert not {m.split(".")[0] for m in sys.modules} & OURS
+    print(json.dumps(out.getvalue()), flush=True)
 """
 
 
-def run_as_stranger(body, cwd, *arguments):
-    code = STRANGER.format(body=body)
-    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def run_as_stranger():
+    """Runs code in a folder, with arguments: what it printed."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", STRANGER], cwd="/", text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as stranger:  # fmt: skip
+
+        def run_code(code, folder, *arguments):
+            stranger.stdin.write(json.dumps([code, *map(str, (folder, *arguments))]) + "\n")
+            stranger.stdin.flush()
+            printed = stranger.stdout.readline()
+            assert printed, stranger.stderr.read()[-2000:]
+            return json.loads(printed)
+
+        yield run_code
+        stranger.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +80,7 @@ def digits():
 
 
 @pytest.mark.slow
-def test_stranger_gets_the_trained_encoders_tokens_and_pixels(run, digits, tmp_path):
+def test_stranger_gets_the_trained_encoders_tokens_and_pixels(run, digits, tmp_path, run_as_stranger):
     folder, encoder = run
     for i, sample in enumerate(digits):
         Image.fromarray(sample["image"][..., 0]).save(tmp_path / f"{i}.png")
@@ -85,7 +103,7 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path):
+def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path, run_as_stranger):
     folder, encoder = run
     card = (folder / "release" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -102,7 +120,9 @@ def test_code_on_the_model_card_gives_the_pooled_features(run, digits, tmp_path)
     ("family", "objective"),
     [("bert", "mlm"), ("electra", "electra"), ("modernbert", "mlm"), ("gpt2", "clm"), ("llama", "clm")],
 )
-def test_text_release_opens_with_its_tokenizer_and_gives_the_pooled_features(tmp_path, family, objective):
+def test_text_release_opens_with_its_tokenizer_and_gives_the_pooled_features(
+    tmp_path, family, objective, run_as_stranger
+):
     _, made = make_text_run(tmp_path / "run", family, objective)
     encoder = made.encoder.eval()
     folder = release_run(tmp_path / "run")
