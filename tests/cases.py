@@ -13,6 +13,12 @@ MAE = ["mae_digits", *VIT, "objective.decoder_hidden_size=16", "objective.decode
 CLM = ["clm_sotu", "encoder.n_embd=16", "encoder.n_head=2", "encoder.max_length=64"]
 DIGITS = "image_size: 28, num_channels: 1, image_mean: [0.1307], image_std: [0.3081]"
 PATCHES = f"{DIGITS}, patch_size: 7, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2"
+TAUGHT = [
+    "attribute_digits",
+    "objective={name: attribute, attributes: {digit: {field: label, classes: [0, 1, 2, 3, 4, 5, 6,"
+    " 7, 8, 9]}}}",
+]
+"""No image is looked at before the first step."""
 PROJECTOR = ["objective.projection_sizes=[16, 8]"]
 DINO = ["dino_digits", *VIT, "objective.prototypes=16", "objective.head_hidden_size=16",
         "objective.head_bottleneck_size=8", "objective.freeze_last_layer_ratio=0.2",
@@ -41,9 +47,9 @@ CASES: dict[str, list[str]] = {
                         "objective.decoder_width=16"],
     "dinov2": [*MAE, f"encoder={{name: dinov2_with_registers, {PATCHES}, position_size: 56}}"],
     "dinov3": [*MAE, f"encoder={{name: dinov3_vit, {PATCHES}}}"],
-    "swin": ["attribute_digits", f"encoder={{name: swin, {DIGITS}, patch_size: 7, embed_dim: 8, depths: [2, 1],"
+    "swin": [*TAUGHT, f"encoder={{name: swin, {DIGITS}, patch_size: 7, embed_dim: 8, depths: [2, 1],"
              " num_heads: [1, 2], window_size: 2}"],
-    "resnet": ["attribute_digits", f"encoder={{name: resnet, {DIGITS}, embedding_size: 8, hidden_sizes: [8, 16],"
+    "resnet": [*TAUGHT, f"encoder={{name: resnet, {DIGITS}, embedding_size: 8, hidden_sizes: [8, 16],"
                " depths: [1, 1], layer_type: basic}"],
     "vae": ["vae_digits", *CONVNEXT, "objective.latent_size=8", "objective.decoder_width=8"],
     "vqvae": ["vqvae_digits", "encoder.hidden_sizes=[16]", "encoder.depths=[1]", "objective.codes=16",
