@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -331,15 +331,23 @@ class Dataset:
         """
         counts = counters.counts
         counts.samples += 1
-        timed = counts.samples % counters.TIMED == 0
-        began = time.perf_counter() if timed else 0.0
+        if counts.samples % counters.TIMED == 0:
+            return self._read_timed(shard, number, run)
+        return self._decode(shard, *self._store.read(shard, number, run))
+
+    def _read_timed(self, shard: int, number: int, run: tuple[int, int] | None) -> Sample:
+        """As `read`; its seconds count for those of the samples since the last one, too."""
+        began = time.perf_counter()
         key, members = self._store.read(shard, number, run)
-        read = time.perf_counter() if timed else 0.0
+        read = time.perf_counter()
+        try:
+            return self._decode(shard, key, members)
+        finally:
+            counters.counts.reading += counters.TIMED * (read - began)
+            counters.counts.decoding += counters.TIMED * (time.perf_counter() - read)
+
+    def _decode(self, shard: int, key: str, members: Mapping[str, memoryview]) -> Sample:
         try:
             return decode_sample(key, members, self.options)
         except DecodeError as error:
             raise DamagedSampleError(self.manifest.urls[shard], key, str(error)) from None
-        finally:
-            if timed:
-                counts.reading += counters.TIMED * (read - began)
-                counts.decoding += counters.TIMED * (time.perf_counter() - read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,10 @@ class Store:
         """
         self.manifest, self.folder, self.base, self.fetching = manifest, folder, base, fetching
         self.sources = sources
+        places = sources or manifest.urls
+        # (shards,), whether each lies elsewhere: of several data sets that are one, some may lie here. Not a
+        # cached_property: where one fills an object's __dict__, CPython 3.11 looks up each of its methods anew.
+        self.fetched = np.fromiter((bool(base) or is_remote(place) for place in places), bool, len(places))
         self.remote = bool(self.fetched.any())
         self.segment_samples = max(
             1, int(CHUNK_BYTES * manifest.samples.sum() / max(1, manifest.bytes.sum()))
@@ -71,17 +75,12 @@ class Store:
         kept = allow_open_files(
             min(1024, len(manifest.urls))
         )  # a sidecar's memory map keeps its file open, too
-        self._files = Recent(OpenFile, min(256, kept))
+        self._files = Recent(self._open, min(256, kept))
         self._sidecars = Recent(self._read_sidecar, kept)
         self._valid_rows = Recent(self._find_valid_rows, kept)
         self._changes = Recent(self._find_change, 1024)
         self.marks = self._read_marks()
-
-    @cached_property
-    def fetched(self) -> NDArray[np.bool_]:
-        """Whether each shard (shards,) lies elsewhere: of several data sets that are one, some may lie here."""
-        places = self.sources or self.manifest.urls
-        return np.fromiter((bool(self.base) or is_remote(place) for place in places), bool, len(places))
+        self._has_bad = bool(manifest.bad.any())  # asked once, not of every sample
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard."""
@@ -238,7 +237,9 @@ class Store:
 
     def row(self, shard: int, number: int) -> int:
         """Row in the sidecar of the ``number``-th valid sample of a shard."""
-        return int(self._valid_rows(shard)[number]) if self.manifest.bad[shard] else number
+        if self._has_bad and self.manifest.bad[shard]:
+            return int(self._valid_rows(shard)[number])
+        return number
 
     def number(self, shard: int, row: int) -> int:
         """Which of a shard's valid samples a row of its sidecar is: the inverse of ``row``."""
@@ -256,8 +257,9 @@ class Store:
 
         One that is marked is not read. ``run``: the samples [first, stop) of the shard that are fetched with it.
         """
-        self.refuse_marked(shard, number)
-        if not self.fetched[shard]:
+        if self.marks:
+            self.refuse_marked(shard, number)
+        if not (self.remote and self.fetched[shard]):
             return self._parse(shard, number, self.read_local)
         segment = self.segment(shard, number, run)
         try:
@@ -316,8 +318,11 @@ class Store:
 
     def read_local(self, shard: int, offset: int, size: int) -> bytes:
         """At most ``size`` bytes of a shard on this machine."""
-        data: bytes = self._files(self.location(shard)).read(size, offset)
+        data: bytes = self._files(shard).read(size, offset)
         return data
+
+    def _open(self, shard: int) -> OpenFile:
+        return OpenFile(self.location(shard))
 
     def _read_remote(self, segment: Segment, _: int, offset: int, size: int) -> bytes:
         return self.cache().read(segment, offset, size)
@@ -325,10 +330,11 @@ class Store:
     def _parse(
         self, shard: int, number: int, read: Callable[[int, int, int], bytes]
     ) -> tuple[str, dict[str, memoryview]]:
-        sidecar, row, url = self.sidecar(shard), self.row(shard, number), self.manifest.urls[shard]
-        size = int(sidecar.size[row])
+        sidecar: Sidecar = self._sidecars(shard)
+        row, url = self.row(shard, number), self.manifest.urls[shard]
+        size = sidecar.size.item(row)
         try:
-            raw = read(shard, int(sidecar.offset[row]), size)
+            raw = read(shard, sidecar.offset.item(row), size)
         except RefusedError as error:  # the whole store's answer, and nothing that a stand-in mends
             raise UserError(f"{error}; {REFUSED}") from None
         except OSError as error:
@@ -338,7 +344,7 @@ class Store:
             raise DamagedSampleError(url, f"#{row}", f"cut: {len(raw)} of {size} bytes")
         counters.counts.read_bytes += size
         compared = sidecar.crc is not None and self.fetching.checksums
-        intact = compared and crc32(raw) == sidecar.crc[row]  # type: ignore[index]
+        intact = compared and crc32(raw) == sidecar.crc.item(row)  # type: ignore[union-attr]
         try:
             key, members = tar.sample_members(raw, check=not intact)
         except tar.TarError as error:

@@ -87,7 +87,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     match = _NAME.match(name)
     if match is None or (name.startswith("__") and name.endswith("__")) or "__MACOSX/" in name:
         return None
-    return match.group(1), match.group(2).lower()
+    key, extension = match.groups()
+    return key, extension.lower()
 
 
 def escape_key(key: str) -> str:
@@ -114,14 +115,15 @@ def parse_header(block: bytes) -> Header:
 def checksum_fits(block: bytes) -> bool:
     """Whether the sum of the header's bytes is what it says, its checksum field counting as eight spaces.
 
-    adler32's low half is 1 + the sum of all bytes (mod 65521): the sum at the speed of C.
+    adler32's low half is 1 + the sum of all bytes (mod 65521): sums at the speed of C.
     """
     field = block[148:156]
     try:
-        expected = int(field.split(b"\0")[0].strip() or b"0", 8)
+        expected = int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         return False
-    return ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - expected) % 65521 == 0
+    others = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF)
+    return (others + 256 - expected) % 65521 == 0
 
 
 def tar_number(field: bytes) -> int:
@@ -321,5 +323,5 @@ def plain_header(block: bytes, check: bool = True) -> tuple[str, int] | None:
         size = int(block[124:135], 8)
     except ValueError:
         return None
-    name = block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return None if size < 0 or "GNUSparseFile." in name else (name, size)

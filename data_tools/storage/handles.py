@@ -99,10 +99,15 @@ class Recent:
         self._making = {}
 
     def __call__(self, key: Any) -> Any:
+        values = self._values
+        try:  # without the lock: between these two steps another thread can drop the value, which is made anew then
+            values.move_to_end(key)
+            return values[key]
+        except KeyError:
+            pass
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
+            if key in values:
+                return values[key]
             making = self._making.setdefault(key, threading.Lock())
         with making:
             with self._lock:

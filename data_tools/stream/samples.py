@@ -62,10 +62,10 @@ class Stream:
         rows = zip(
             positions.tolist(), epochs.tolist(), shards.tolist(), numbers.tolist(), together, strict=True
         )
-        by_shard = self.keys_repeat
+        by_shard, read = self.keys_repeat, self.dataset.read
         for position, epoch, shard, number, run in rows:
             try:
-                sample = self.dataset.read(shard, number, run)
+                sample = read(shard, number, run)
                 if by_shard:
                     draw_by_shard(sample, shard)
             except DamagedSampleError as error:

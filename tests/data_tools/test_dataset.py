@@ -13,7 +13,7 @@ from small_data import npy, png, write_images, write_tokens
 
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.storage.handles import OpenFile, Recent
+from data_tools.storage.handles import Recent
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_a_file_that_the_cache_drops_is_read_to_the_end(tmp_path, monkeypatch):
     """Its number must not become another file's while a thread is about to read from it."""
     dataset = open_dataset(write_tokens(tmp_path / "data", [5] * 20, per_shard=10))
     store = dataset._store
-    store._files = Recent(OpenFile, 1)
+    store._files = Recent(store._open, 1)
     read = os.pread
 
     def dropped_before_it_is_read(handle, size, offset):
-        store._files(store.location(0))
-        store._files(store.location(1))
+        store._files(0)
+        store._files(1)
         return read(handle, size, offset)
 
     expected = [sample["__key__"] for sample in dataset]
