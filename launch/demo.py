@@ -10,8 +10,8 @@ from launch.local import run_one, run_processes
 
 Step = tuple[str, Callable[[], int]]
 
-QUICK_PRETRAINING = ["train.steps=20", "tracking.picture_every=20", "tracking.log_every=5"]
-QUICK_PROBES = ["probe.every=20", "probe.train_samples=200", "probe.test_samples=100"]
+QUICK_PRETRAINING = ["train.steps=8", "tracking.picture_every=8", "tracking.log_every=4"]
+QUICK_PROBES = ["probe.every=8", "probe.train_samples=200", "probe.test_samples=100"]
 QUICK_FINETUNING = [
     "data.test_samples=200",
     "protocol.labels_per_class=[5]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -17,13 +18,20 @@ SETTINGS = [
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    run("pretrain", [*SETTINGS, f"run_dir={folder}", "checkpoint.keep=9"])
+    return folder
+
+
 @pytest.fixture
-def stopped(tmp_path):
+def stopped(finished, tmp_path):
     """A run of which the checkpoint after step 2 is left, and the disk is full."""
-    run("pretrain", [*SETTINGS, f"run_dir={tmp_path}", "checkpoint.keep=9"])
+    folder = shutil.copytree(finished, tmp_path / "run")
     for step in (4, 6):
-        (tmp_path / "checkpoints" / f"step_{step:08d}").rename(tmp_path / f"gone_{step}")
-    return tmp_path
+        (folder / "checkpoints" / f"step_{step:08d}").rename(folder / f"gone_{step}")
+    return folder
 
 
 def go_on(folder, processes, *overrides, expect=None):
