@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stranger import run_as_stranger  # noqa: F401 - a fixture
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
 # One ninja for all, the environment's, as in an activated one: another version would build DeepSpeed's extension anew.

@@ -15,7 +15,7 @@ from benchmarks.start_memory import compare, fingerprint_whole
 from pretrain.checkpoint.weights import read_weights, saved_shapes
 from pretrain.config.load import load_config
 from tests.distributed.test_engines import assert_same, curves
-from tests.processes import run
+from tests.processes import QUIET, run
 from tests.tiny_run import SMALL, make_run
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_weights_of_another_run_go_into_shards_and_into_their_average(tmp_path):
         "train.steps=1",
         "train.ema_decay=0.9",
         "train.global_batch_size=4",
-        "probe.every=0",
+        *QUIET,
     ]
     run(
         "pretrain",

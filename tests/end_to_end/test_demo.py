@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.demo import run_demo
-from tests.processes import environment, run
+from tests.processes import QUIET, environment, run
 
 READ_RELEASE = """
 import sys
@@ -142,8 +142,7 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
         "mae_digits",
         f"run_dir={tmp_path}",
         "train.steps=1",
-        "probe.every=0",
-        "tracking.wandb.mode=disabled",
+        *QUIET,
     ]
     run("pretrain", settings)
     message = mistake("pretrain", [*settings, "objective.mask_ratio=0.5"])

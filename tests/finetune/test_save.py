@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -44,7 +42,7 @@ def logits_of(task, sample):
 
 
 @pytest.mark.slow
-def test_classifier_on_the_class_token_opens_whole(job, sample, tmp_path):
+def test_classifier_on_the_class_token_opens_whole(job, sample, tmp_path, run_as_stranger):
     result, task = trained(job, "cls")
     line = save_classifier(task, tmp_path / "classifier", result)
     assert "AutoModelForImageClassification" in line
@@ -57,12 +55,14 @@ inputs = AutoImageProcessor.from_pretrained("classifier")(Image.open("picture.pn
 print(*model(**inputs).logits[0].tolist())
 assert model.config.id2label[3] == "3"
 """
-    compare(code, logits_of(task, sample), tmp_path)
+    compare(run_as_stranger(code, tmp_path), logits_of(task, sample))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head_norm", [False, True])
-def test_card_of_a_mean_pooled_classifier_joins_encoder_and_head(job, sample, tmp_path, head_norm):
+def test_card_of_a_mean_pooled_classifier_joins_encoder_and_head(
+    job, sample, tmp_path, head_norm, run_as_stranger
+):
     result, task = trained(job, "mean", head_norm)
     line = save_classifier(task, tmp_path / "classifier", result)
     assert "apart" in line
@@ -70,15 +70,11 @@ def test_card_of_a_mean_pooled_classifier_joins_encoder_and_head(job, sample, tm
         r"```python\n(.*?)```", (tmp_path / "classifier" / "README.md").read_text(), re.DOTALL
     )
     code = code.replace('folder = "."', 'folder = "classifier"') + "\nprint(*logits[0].tolist())"
-    compare(code, logits_of(task, sample), tmp_path)
+    compare(run_as_stranger(code, tmp_path), logits_of(task, sample))
 
 
-def compare(code, expected, folder):
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = torch.tensor([float(x) for x in done.stdout.split()])
+def compare(printed, expected):
+    theirs = torch.tensor([float(x) for x in printed.split()])
     torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
     assert expected.abs().max() > 0.01  # a head that has learned something
 
