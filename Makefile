@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two workers more than cores, since some tests wait; four at most, since a test may start four ranks of its own.
-WORKERS := --numprocesses $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1))) --maxprocesses 4 --dist loadfile \
+WORKERS := --numprocesses $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 2))) --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 EXTRAS := deepspeed,audio,video,fast,parquet,fp8,schedulefree,dev
 
