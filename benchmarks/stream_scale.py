@@ -22,6 +22,8 @@ import numpy as np
 
 from data_tools.order.packing import WINDOW, RowPlan
 from data_tools.order.shuffle import FINAL, Order
+from data_tools.order.window_order import WindowOrder
+from data_tools.stream.packed import PackedStream
 
 Row = tuple[str, str]
 PARTS = ("opening", "egress", "egress_packed", "packing", "tokens", "long_documents", "scanning", "memory")
@@ -118,28 +120,77 @@ def measure_packed_egress(
     return float((ends[first + size] - ends[first]).sum() / ends[-1]), len(place)
 
 
-def egress_packed() -> list[Row]:
-    from data_tools.order.packing import block_documents, plan_rows
-    from data_tools.order.shuffle import choose_layout
-    from data_tools.stream.packed import stretch_documents
+def write_index(folder: Path, lengths: np.ndarray, per_shard: int) -> None:
+    """Manifest and sidecars of documents of ``lengths`` that lie nowhere, two bytes a token, as `tokenize` has them."""
+    from data_tools.formats.manifest import Shard, make_manifest, write_manifest
+    from data_tools.formats.sidecar import Sidecar, count_blocks
+    from data_tools.storage.checksum import crc32
 
-    rows, memory = [], 1 << 30  # an eighth of what a run has, so an eighth of its lanes, of as many data
-    for documents, mean in ((1_200_000, 550), (250_000, 4000)):
+    shards = []
+    for number, first in enumerate(range(0, len(lengths), per_shard)):
+        tokens = lengths[first : first + per_shard].astype(np.uint32)
+        size = (512 + -(-(128 + 2 * tokens.astype(np.int64)) // 512) * 512).astype(np.uint32)
+        ends, none = np.cumsum(size, dtype=np.uint64), np.zeros(len(size), dtype=np.uint32)
+        blocks = np.zeros(int(count_blocks(size).sum()), dtype=np.uint32)
+        data = Sidecar(ends - size, size, np.ones(len(size), dtype=np.uint8), none, tokens, blocks).to_bytes()
+        (folder / f"{number:08d}.sidecar").write_bytes(data)
+        shards.append(
+            Shard(f"http://nowhere.invalid/{number:06d}.tar", len(size), 0, int(ends[-1]), crc32(data))
+        )
+    write_manifest(make_manifest(shards, ("tokens.npy",), has_length=True, has_crc=True), folder)
+
+
+def measure_fetched(packed: PackedStream, nodes: int, batch: int) -> tuple[float, int]:
+    """(bytes that ``nodes`` fetch of remote rows in the first epoch over those there are, requests).
+
+    It asks for what each node needs for the rows that it takes from others, and for those of the first rounds of each
+    turn, in which it meets all of its windows: no other row needs anything else.
+    """
+    from data_tools.order.sharing import share_equally
+
+    order, rows = packed.order, packed.samples_per_epoch // batch * batch
+    assert isinstance(order, WindowOrder)
+    takes, asked = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=bool)
+    for start in range(0, rows, batch):
+        step = np.arange(start, start + batch)
+        home = packed.homes(step, nodes)
+        assert home is not None
+        takes[start : start + batch] = here = share_equally(home, nodes)
+        lane, _, round_, _ = order._lanes(step)
+        asked[start : start + batch] = (here != home) | ((lane >= 0) & (round_ < 8))
+    sizes: dict[tuple[int, str], int] = {}
+    for node in range(nodes):
+        packed.share_among(nodes, node)
+        mine = np.flatnonzero(asked & (takes == node))
+        for first in range(0, len(mine), 1 << 17):
+            for _, segment, _ in packed.needs(mine[first : first + (1 << 17)]):
+                sizes[node, segment.name] = segment.bytes
+    return sum(sizes.values()) / float(packed.dataset.manifest.bytes.sum()), len(sizes)
+
+
+def egress_packed(folder: Path) -> list[Row]:
+    from data_tools.dataset.open import open_dataset
+    from data_tools.storage.segments import FetchOptions
+    from data_tools.stream.packed import PackedStream
+    from data_tools.stream.samples import Stream
+
+    found = []
+    for mean in (550, 4_000, 400_000):
+        here = folder / str(mean)
+        here.mkdir()
+        documents = int(2.5e10 / (2 * mean + 900))  # 25 GB: three turns of the lanes
         lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1.0, documents).astype(np.int64) + 1
-        ends = np.concatenate(
-            [[0], np.cumsum(512 + -(-(128 + 2 * lengths) // 512) * 512)]
-        )  # as tar and npy have it
-        many = block_documents(1024)
-        plan = plan_rows((lengths[i : i + many] for i in range(0, documents, many)), "best_fit", 1024)
-        order = Order(np.array([plan.rows]), choose_layout(plan.rows, ends[-1] / plan.rows, memory), seed=0)
-        stretch = stretch_documents(ends[-1] / documents, WINDOW)
-        for nodes in (1, 8, 40, 64):
-            batch = nodes * -(-1024 // nodes)
-            share, requests = measure_packed_egress(order, plan, ends, nodes, batch, stretch)
-            size = share * ends[-1] / requests / 1e6
-            what = f"{nodes} nodes of {order.layout.lanes} lanes fetch, of documents of {mean:,} tokens in packed rows"
-            rows.append((what, f"{share:.2f} ×, {size:.2f} MB a request"))
-    return rows
+        write_index(here, lengths, -(-documents // 24))
+        packed = PackedStream(Stream(open_dataset(here, fetching=FetchOptions(cache_folder=folder))), 1024)
+        data = float(packed.dataset.manifest.bytes.sum())
+        found.append((f"documents of {mean:,} tokens: rows are full", f"{packed.efficiency:.2%}"))
+        for nodes in (1, 8, 40, 64, 128, 256, 375, 400, 506, 512):
+            share, requests = measure_fetched(packed, nodes, nodes * -(-1024 // nodes // 8) * 8)
+            mean_request = f"{share * data / requests / 1e6:.2f} MB a request"
+            found.append(
+                (f"… {nodes} nodes fetch, of {data / 1e9:.0f} GB an epoch", f"{share:.3f} ×, {mean_request}")
+            )
+    return found
 
 
 def packing(folder: Path) -> list[Row]:
@@ -286,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.one:
         with tempfile.TemporaryDirectory() as folder:
-            alone = arguments.one in ("memory", "egress", "egress_packed")
+            alone = arguments.one in ("memory", "egress")
             rows = globals()[arguments.one](*([] if alone else [Path(folder)]))
         print("".join(f"| {name} | {value} |\n" for name, value in rows), end="")
         return 0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
-from data_tools.dataset.reader import Store
+from data_tools.dataset.reader import Run, Store
 from data_tools.decode.kinds import field_names
 from data_tools.decode.options import DecodeError, DecodeOptions
 from data_tools.decode.sample import Sample, decode_sample
@@ -116,6 +116,11 @@ class Dataset:
     def fields(self) -> dict[str, str]:
         """Field → extension of what a sample may have, such as ``{"image": "png", "label": "cls"}``."""
         return {name: extension for extension, name in field_names(self.manifest.extensions).items()}
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all valid samples of the manifest, one after another."""
+        return self._indices is None
 
     @cached_property
     def counts(self) -> Int64Array:
@@ -324,10 +329,10 @@ class Dataset:
         first = numbers - numbers % self._store.segment_samples
         return first, np.minimum(first + self._store.segment_samples, self.manifest.counts[shards])
 
-    def read(self, shard: int, number: int, run: tuple[int, int] | None = None) -> Sample:
+    def read(self, shard: int, number: int, run: Run = None) -> Sample:
         """Decode the ``number``-th valid sample of a shard; raises DamagedSampleError.
 
-        ``run``: the samples [first, stop) of the shard that are fetched with it where it is remote.
+        ``run``: what is fetched with it where it is remote.
         """
         counts = counters.counts
         counts.samples += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.dataset import Dataset
+from data_tools.dataset.reader import Run
+from data_tools.dataset.stretches import Stretch, find_held, guess_width
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
 from data_tools.formats import tar
@@ -32,9 +34,6 @@ from data_tools.storage.prefetch import Needs
 from data_tools.storage.segments import Segment, SegmentCache
 
 Int64Array = NDArray[np.int64]
-Run = tuple[int, int] | None
-"""Samples [first, stop) of a shard; None: the chunk of the shard."""
-
 TOKENS = "tokens.npy"
 PART_BLOCKS = 16  # of a remote part: 64 KiB, a request that waits about as long as it takes
 PLACES = 4096  # documents of which it is remembered where their tokens lie
@@ -200,9 +199,26 @@ class TokenReader:
 
     def _segments_of(self, shard: int, number: int, first: int, last: int, run: Run) -> list[Segment]:
         """The segments that hold the blocks ``first`` ≤ b < ``last`` of a remote sample."""
-        if not self._in_parts(np.array([shard]))[0]:
+        if isinstance(run, Stretch):
+            begin, end = self._bytes_in(shard, number, run)
+            if begin <= first * BLOCK and min(last * BLOCK, self._size(shard, number)) <= end:
+                return [self._store.segment(shard, number, run)]
+        elif not self._in_parts(np.array([shard]))[0]:
             return [self._store.segment(shard, number, run)]
         return [self._part(shard, number, part) for part in _parts(first, last)]
+
+    def _bytes_in(self, shard: int, number: int, stretch: Stretch) -> tuple[int, int]:
+        """The bytes [first, stop) of a remote sample that a stretch holds."""
+        begin = stretch.begin if number == stretch.first else 0
+        end = stretch.end if number == stretch.last else -1
+        return find_held(self._store.sidecar(shard), self._store.row(shard, number), begin, end)
+
+    def stretch_segments(self, shard: int, stretch: Stretch) -> list[Segment]:
+        """What is fetched for a stretch: itself, and the first block of its first document, if that lies before it."""
+        segments = [self._store.segment(shard, stretch.first, stretch)]
+        if self._bytes_in(shard, stretch.first, stretch)[0]:
+            segments.append(replace(self._part(shard, stretch.first, 0), once=stretch.once))
+        return segments
 
     def _part(self, shard: int, number: int, part: int) -> Segment:
         """A part of a remote sample as a segment: its first block, then every `PART_BLOCKS` blocks."""
@@ -219,7 +235,7 @@ class TokenReader:
         """
         sidecar, row = self._store.sidecar(shard), self._store.row(shard, number)
         count, held = int(sidecar.length[row]) if sidecar.length is not None else 0, int(sidecar.size[row])
-        width = next((width for width in (8, 4, 2) if width * count < held), 1)
+        width = guess_width(count, held)
         begin, end = first * width, min(held, (first + size) * width + BLOCK)
         return sorted({0, *_parts(begin // BLOCK, -(-end // BLOCK))})
 

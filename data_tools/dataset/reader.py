@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import DamagedSampleError
 from data_tools.dataset.identity import ask_versions, find_change, find_former_fingerprints, name_cache
+from data_tools.dataset.stretches import Stretch, find_range
 from data_tools.errors import UserError
 from data_tools.formats import tar
 from data_tools.formats.manifest import Manifest
@@ -35,6 +36,8 @@ from data_tools.storage.segments import FetchOptions, Segment, SegmentCache
 from data_tools.storage.urls import join_url
 
 Int64Array = NDArray[np.int64]
+Run = tuple[int, int] | Stretch | None
+"""What is fetched at once: samples [first, stop) of a shard, or a stretch of tokens; None: the chunk of the shard."""
 REFUSED = "give a fresh signature, or credentials (S3: the environment or a profile; http: ~/.netrc)"
 
 SIDECARS_AT_ONCE = 32
@@ -207,11 +210,17 @@ class Store:
             # remote: those of the chunks that come next are asked for meanwhile
             self._sidecars.size = self._valid_rows.size = 2 * self._files.size
 
-    def segment(self, shard: int, number: int, run: tuple[int, int] | None = None) -> Segment:
-        """The segment of the ``number``-th valid sample of a shard: the samples [first, stop) of ``run``.
+    def segment(self, shard: int, number: int, run: Run = None) -> Segment:
+        """The segment of the ``number``-th valid sample of a shard: the samples [first, stop) of ``run``, or a stretch.
 
         Without one, segments are the consecutive chunks of a shard.
         """
+        if isinstance(run, Stretch):
+            place = find_range(
+                self.sidecar(shard), self.row(shard, run.first), self.row(shard, run.last), run
+            )
+            stop = run.last + 1
+            return Segment(shard, run.first, stop, place[1], lambda _: place, run.once, tokens=run.name)
         if run is None:
             first = number // self.segment_samples * self.segment_samples
             run = first, min(first + self.segment_samples, int(self.manifest.counts[shard]))
@@ -250,12 +259,10 @@ class Store:
         if shard in self.marks and (mark := self.marks[shard].get(self.row(shard, number))):
             raise DamagedSampleError(mark.url, mark.sample, f"marked by verify: {mark.reason}", known=True)
 
-    def read(
-        self, shard: int, number: int, run: tuple[int, int] | None = None
-    ) -> tuple[str, dict[str, memoryview]]:
+    def read(self, shard: int, number: int, run: Run = None) -> tuple[str, dict[str, memoryview]]:
         """(key, members) of the ``number``-th valid sample of a shard; raises DamagedSampleError.
 
-        One that is marked is not read. ``run``: the samples [first, stop) of the shard that are fetched with it.
+        One that is marked is not read. ``run``: what is fetched with it.
         """
         if self.marks:
             self.refuse_marked(shard, number)

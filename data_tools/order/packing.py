@@ -92,8 +92,9 @@ class BestFitPlan(RowPlan):
         document, start, size = (np.empty(row_start[-1], dtype=np.int64) for _ in range(3))
         at = np.repeat(mixed, counts)
         pieces = np.repeat(begin - row_start[:-1][mixed], end - begin) + np.flatnonzero(at)
-        document[at] = np.repeat(own, end - begin) * self.window + columns["document"][pieces]
-        start[at] = self._filled_by(document[at]) * self.length + columns["offset"][pieces]
+        place = columns["document"][pieces].astype(np.int64)
+        document[at] = self._first_documents[np.repeat(own, end - begin)] + place
+        start[at] = self._filled_by(document[at], place) * self.length + columns["offset"][pieces]
         size[at] = columns["size"][pieces]
         document[~at], start[~at] = self._fillers(window[~mixed], (filled - 1 - number)[~mixed])
         size[~at] = self.length
@@ -106,18 +107,25 @@ class BestFitPlan(RowPlan):
             name: np.concatenate([[0], np.cumsum(self.columns[name])]) for name in ("rows", "mixed", "pieces")
         }
 
-    def _filled_by(self, document: Int64Array) -> Int64Array:
-        """Whole rows that each document fills."""
+    @cached_property
+    def _first_documents(self) -> Int64Array:
+        """The first document of each window, and the end of the last: (windows + 1,)."""
+        starts = np.arange(len(self.columns["rows"]) + 1, dtype=np.int64) * self.window
+        return np.minimum(starts, len(self.columns["filled"]))
+
+    def _filled_by(self, document: Int64Array, place: Int64Array) -> Int64Array:
+        """Whole rows that each document fills, which has a place in its window."""
         before = self.columns["filled"][np.maximum(document - 1, 0)].astype(np.int64)
-        return self.columns["filled"][document] - np.where(document % self.window, before, 0)
+        return self.columns["filled"][document] - np.where(place, before, 0)
 
     def _fillers(self, window: Int64Array, number: Int64Array) -> tuple[Int64Array, Int64Array]:
         """(document, start) of the ``number``-th whole row that documents of each window fill."""
         document, start = np.empty_like(window), np.empty_like(window)
         for i, (w, n) in enumerate(zip(window.tolist(), number.tolist(), strict=True)):
-            filled = self.columns["filled"][w * self.window : (w + 1) * self.window]
+            first, last = self._first_documents[w], self._first_documents[w + 1]
+            filled = self.columns["filled"][first:last]
             own = int(np.searchsorted(filled, n, side="right"))
-            document[i] = w * self.window + own
+            document[i] = first + own
             start[i] = (n - int(filled[own - 1] if own else 0)) * self.length
         return document, start
 
@@ -145,6 +153,13 @@ class CutPlan(RowPlan):
             (start - document_start)[held],
             size[held].astype(np.int64),
         )
+
+    def begins(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(document, token of it), shapes (n,), with which each row begins; behind the last row, where data end."""
+        ends, token = self.columns["ends"], np.minimum(rows * self.length, self.tokens)
+        document = np.searchsorted(ends, token, side="right")
+        start = np.where(document > 0, ends[np.maximum(document - 1, 0)], 0)
+        return document, token - start
 
 
 def open_plan(method: str, length: int, window: int, columns: Columns, tokens: int) -> RowPlan:

@@ -79,7 +79,8 @@ class Segment:
     """Samples [first, stop) of shard ``shard``, about ``bytes`` of them.
 
     Where they lie is asked of ``find`` when it is needed, for that takes the shard's sidecar. What is needed ``once``
-    does not stay in the cache afterwards. A ``part`` ≥ 0 is one of a single large sample.
+    does not stay in the cache afterwards. A ``part`` ≥ 0 is one of a single large sample; ``tokens`` says what is left
+    out of the first and the last sample.
     """
 
     shard: int
@@ -89,12 +90,13 @@ class Segment:
     find: Callable[[Segment], tuple[int, int]] = field(compare=False, repr=False)
     once: bool = False
     part: int = -1
+    tokens: str = ""
 
     @property
     def name(self) -> str:
         """Of its file in the cache; another run of samples has another one."""
         part = "" if self.part < 0 else f".{self.part}"
-        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}{part}"
+        return f"{self.shard:08d}-{self.first:08d}-{self.stop - self.first}{part}{self.tokens}"
 
     @cached_property
     def range(self) -> tuple[int, int]:

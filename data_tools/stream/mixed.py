@@ -50,10 +50,7 @@ class Mixture:
         if by not in ("sample", "token"):
             raise UserError(f"by={by!r}: must be 'sample' or 'token'")
         self.streams, self.seed, self.by = dict(streams), seed, by
-        self._tokens = np.array(
-            [_mean_tokens(name, s) if by == "token" else 1.0 for name, s in streams.items()]
-        )
-        self.samples_per_epoch = sum(stream.samples_per_epoch for stream in streams.values())
+        self._measure()
         self.history: History = []
         self.plan: MixingPlan | None = None
         """What the weights in force were planned from; None where they were given as they are."""
@@ -64,6 +61,12 @@ class Mixture:
         other = object.__new__(Mixture)
         vars(other).update(vars(self), streams={name: copy.copy(s) for name, s in self.streams.items()})
         return other
+
+    def _measure(self) -> None:
+        """Take over from the streams what depends on their rows, which may change with the order that they adopt."""
+        tokens = [_mean_tokens(name, s) if self.by == "token" else 1.0 for name, s in self.streams.items()]
+        self._tokens = np.array(tokens)
+        self.samples_per_epoch = sum(stream.samples_per_epoch for stream in self.streams.values())
 
     def set_weights(self, weights: Mapping[str, float], position: int) -> None:
         """Mix by ``weights`` from ``position`` on; what was before stays as it was."""
@@ -200,6 +203,7 @@ class Mixture:
         """Take over the history of weights of a saved state, if it is one of these sources, and what they adopt."""
         for name, stream in self.streams.items():
             stream.adopt(state.get("sources", {}).get(name, {}))
+        self._measure()
         history = state.get("mixing", {}).get("history", [])
         if not history or any(set(entry[1]) != set(self.streams) for entry in history):
             return

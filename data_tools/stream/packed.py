@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,18 +14,27 @@ from numpy.typing import NDArray
 
 from data_tools.dataset.damage import Damage, DamagedSampleError
 from data_tools.dataset.dataset import Dataset
-from data_tools.dataset.pieces import Run, TokenReader, refuse_without_tokens
+from data_tools.dataset.pieces import TokenReader, refuse_without_tokens
+from data_tools.dataset.reader import Run
 from data_tools.decode.options import DecodeOptions
 from data_tools.decode.sample import Sample
 from data_tools.errors import UserError
-from data_tools.order.packing import WINDOW, Rows, find_stretches
+from data_tools.order.packing import WINDOW, CutPlan, RowPlan, Rows, find_stretches
 from data_tools.order.permutation import derive_key
 from data_tools.order.sharing import Runs, find_runs
-from data_tools.order.shuffle import CHUNK_BYTES, Order, choose_layout
+from data_tools.order.shuffle import CHUNK_BYTES, ORDER_VERSION, Order, choose_layout
+from data_tools.order.token_windows import TOKEN_WINDOWS, TokenWindowPlan
+from data_tools.order.window_order import (
+    WINDOWS_VERSION,
+    WindowOrder,
+    choose_window_layout,
+    count_window_rows,
+)
 from data_tools.storage.prefetch import Needs, ReadAhead, positions_ahead
 from data_tools.storage.urls import redacted
 from data_tools.stream.packing_table import find_row_plan
 from data_tools.stream.samples import _STAND_IN, ATTEMPTS, Stream, recognise
+from data_tools.stream.window_fetch import WindowFetch
 
 log = logging.getLogger(__name__)
 Int64Array = NDArray[np.int64]
@@ -44,35 +53,60 @@ class PackedStream:
     a pure function of (seed, data set, position), and every epoch has the same number of rows.
     """
 
-    def __init__(self, stream: Stream, length: int, method: str | None = None, window: int = WINDOW) -> None:
-        """``method``: "best_fit" or "cut"; by default by whether the lengths are known."""
+    def __init__(
+        self, stream: Stream, length: int, method: str | None = None, window: int | None = None
+    ) -> None:
+        """``method``: "best_fit" or "cut"; by default by whether the lengths are known.
+
+        ``window``: documents packed together, as version 1 of the order has it, also where data are large.
+        """
         if length < 1:
             raise UserError(f"length={length}: rows must have at least one token")
         self.dataset, self.seed, self.length = stream.dataset, stream.seed, length
         self.fingerprint = stream.fingerprint
         known = self.dataset.manifest.has_length
         self.method = method or ("best_fit" if known else "cut")
-        self.plan = find_row_plan(
-            self.dataset.read_lengths if known else partial(measure_lengths, self.dataset),
-            len(self.dataset), identify_lengths(self.dataset), length, self.method, window, self.dataset.folder,
-        )  # fmt: skip
-        self._window = window
+        self._memory, self._window = stream.memory, window or WINDOW
+        self._data_bytes = self.dataset.sample_bytes * len(self.dataset)
         self._documents = TokenReader(self.dataset)
         self._counting = np.arange(length, dtype=np.int32)
-        if not self.plan.rows:
-            raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
-        self.row_bytes = self.dataset.sample_bytes * len(self.dataset) / self.plan.rows
-        layout = choose_layout(self.plan.rows, self.row_bytes, stream.memory)
-        self.order = Order(np.array([self.plan.rows]), layout, self.seed)
-        self.samples_per_epoch = self.plan.rows
-        self._stretch = stretch_documents(self.dataset.sample_bytes, window)
+        self._stretch = stretch_documents(self.dataset.sample_bytes, self._window)
         self.share_among(1, 0)
+        large = self._data_bytes > stream.memory
+        self._use_version(WINDOWS_VERSION if large and window is None else ORDER_VERSION)
+
+    def _use_version(self, version: int) -> None:
+        """Plan and order the rows: by windows of documents, or of tokens, which a cluster fetches once."""
+        self.version = version
+        if version == ORDER_VERSION:
+            self.plan = self._find_plan(self.method, self._window)
+        elif self.method == "best_fit":
+            size = partial(count_window_rows, data_bytes=int(self._data_bytes), length=self.length)
+            self.plan = self._find_plan(TOKEN_WINDOWS, size)
+        else:
+            self.plan = self._find_plan("cut", WINDOW)
+        rows = self.samples_per_epoch = self.plan.rows
+        if not rows:
+            raise UserError("the data set holds no tokens; tokenize it with `python -m data_tools tokenize`")
+        self.row_bytes = self._data_bytes / rows
+        if version == ORDER_VERSION:
+            layout = choose_layout(rows, self.row_bytes, self._memory)
+            self.order: Order | WindowOrder = Order(np.array([rows]), layout, self.seed)
+        else:
+            chunk = count_window_rows(self.plan.tokens, int(self._data_bytes), self.length)
+            windows = choose_window_layout(chunk, self.row_bytes, self._memory)
+            self.order = WindowOrder(rows, windows, self.seed)
+            self.dataset.use_segments(1, windows.lanes)
         log.info(
             "packing (%s): %d rows of %d tokens, %.2f %% full",
-            self.method,
-            self.plan.rows,
-            length,
-            100 * self.efficiency,
+            self.method, rows, self.length, 100 * self.efficiency,
+        )  # fmt: skip
+
+    def _find_plan(self, method: str, window: int | Callable[[int], int]) -> RowPlan:
+        known, data = self.dataset.manifest.has_length, self.dataset
+        lengths = data.read_lengths if known else partial(measure_lengths, data)
+        return find_row_plan(
+            lengths, len(data), identify_lengths(data), self.length, method, window, data.folder
         )
 
     def share_among(self, nodes: int, node: int) -> None:
@@ -81,11 +115,24 @@ class PackedStream:
 
     def homes(self, positions: Int64Array, nodes: int) -> Int64Array | None:
         """Which of ``nodes`` best takes each position, shape (n,); None where it makes no difference."""
-        return find_runs(self.order, positions, nodes).home if self._has_runs else None
+        if not self._has_runs:
+            return None
+        if isinstance(self.order, WindowOrder):
+            return self.order.homes(positions, nodes)
+        return find_runs(self.order, positions, nodes).home
+
+    @property
+    def _windows(self) -> WindowFetch | None:
+        """What this node fetches where the rows come in windows of tokens."""
+        if not isinstance(self.order, WindowOrder):
+            return None
+        assert isinstance(self.plan, TokenWindowPlan | CutPlan)
+        return WindowFetch(self._documents, self.plan, self.order, self._nodes, self._node)
 
     @property
     def _has_runs(self) -> bool:
-        return self.dataset.remote and self.order.layout.turn > 0
+        chosen = self.version != ORDER_VERSION and not self.dataset.whole
+        return self.dataset.remote and self.order.layout.turn > 0 and not chosen
 
     def _runs(self, positions: Int64Array, pieces: Rows) -> Runs | None:
         """What this node fetches with the documents of the rows at ``positions``, (pieces,).
@@ -95,6 +142,7 @@ class PackedStream:
         """
         if not self._has_runs:
             return None
+        assert isinstance(self.order, Order)
         rows = find_runs(self.order, positions, self._nodes, self._node)
         counts = np.diff(pieces.row_start)
         documents, home = pieces.document, np.repeat(rows.home, counts)
@@ -150,6 +198,8 @@ class PackedStream:
 
     def needs(self, positions: Int64Array) -> Needs:
         """What is fetched for ``positions`` ≥ 0, shape (n,), ascending: (cache, segment, position that needs it)."""
+        if (windows := self._windows) is not None:
+            return windows.needs(positions)
         epochs, rows = self.order.indices(positions)
         pieces = self.plan.take(rows)
         counts, runs = np.diff(pieces.row_start), self._runs(positions, pieces)
@@ -169,7 +219,10 @@ class PackedStream:
         """The pieces of each row, which stands, or is to stand in, at one of ``positions``."""
         taken = self.plan.take(rows)
         shards, numbers = self.dataset.locate(taken.document)
-        together = self.dataset.find_together(shards, numbers, self._runs(positions, taken))
+        if (windows := self._windows) is not None:
+            together = windows.find_together(positions, rows, taken)
+        else:
+            together = list(self.dataset.find_together(shards, numbers, self._runs(positions, taken)))
         columns = (column.tolist() for column in (shards, numbers, taken.start, taken.size))
         pieces = list(zip(*columns, together, strict=True))
         return [pieces[first:last] for first, last in pairwise(taken.row_start.tolist())]
@@ -201,12 +254,22 @@ class PackedStream:
 
     def state(self) -> dict[str, Any]:
         """As of a Stream, with what fixes the rows."""
-        packing = {"length": self.length, "method": self.method, "window": self._window}
+        packing: dict[str, Any] = {"length": self.length, "method": self.method}
+        if self.version == ORDER_VERSION:
+            packing["window"] = self._window
         return {"fingerprint": self.fingerprint, "packing": packing, **self.order.state()}
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Go by the name that a saved state has for these very data."""
+        """Go by the name that a saved state has for these very data, and in the order that its run began in."""
+        version = state.get("order", self.version)
+        if version not in (ORDER_VERSION, WINDOWS_VERSION):
+            raise UserError(
+                f"order={version!r}: the saved state has packed rows in an order that is not known here"
+                f" ({ORDER_VERSION}, {WINDOWS_VERSION}); go on with the version of the program that saved it"
+            )
         self.fingerprint = recognise(self.dataset, state)
+        if version != self.version:
+            self._use_version(version)
 
     def readable(self, positions: Int64Array) -> Int64Array:
         """All ``positions`` (n,): of a document that `verify` marked, a row has padding."""
