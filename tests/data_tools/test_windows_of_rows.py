@@ -33,13 +33,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def pack(monkeypatch):
-    """Rows of 256 tokens in windows of 60 kB, of which 8 are lanes at a time."""
+    """Rows of 256 tokens in windows of 60 kB, of which 6 are lanes at a time."""
     monkeypatch.setattr(window_order, "WINDOW_BYTES", 60_000)
 
-    def pack(place, method=None, memory=500_000):
+    def pack(place, method=None, memory=400_000):
         packed = PackedStream(Stream(open_dataset(place), seed=5, memory=memory), 256, method)
         assert (
-            packed.version == WINDOWS_VERSION and packed.order.layout.lanes == 8 and packed.order.blocks > 2
+            packed.version == WINDOWS_VERSION and packed.order.layout.lanes == 6 and packed.order.blocks > 2
         )
         return packed
 
@@ -87,8 +87,7 @@ def test_nodes_fetch_remote_windows_once_and_read_what_lies_in_them(
         assert np.array_equal(taken[position]["tokens"], expected["tokens"])
         assert taken[position]["documents"] == expected["documents"]
     fetched, data = sum(last - first + 1 for first, last in asked), reference.dataset.manifest.bytes.sum()
-    if ranks == 4:  # two nodes divide the lanes; else rows of the few lanes here are handed on
-        assert fetched <= 1.05 * data and len(asked) < 120
+    assert fetched <= 1.05 * data
 
 
 @pytest.mark.parametrize("mean", [550, 4_000, 400_000])
