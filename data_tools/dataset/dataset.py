@@ -340,7 +340,7 @@ class Dataset:
             return self._read_timed(shard, number, run)
         return self._decode(shard, *self._store.read(shard, number, run))
 
-    def _read_timed(self, shard: int, number: int, run: tuple[int, int] | None) -> Sample:
+    def _read_timed(self, shard: int, number: int, run: Run) -> Sample:
         """As `read`; its seconds count for those of the samples since the last one, too."""
         began = time.perf_counter()
         key, members = self._store.read(shard, number, run)

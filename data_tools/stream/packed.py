@@ -96,7 +96,9 @@ class PackedStream:
             chunk = count_window_rows(self.plan.tokens, int(self._data_bytes), self.length)
             windows = choose_window_layout(chunk, self.row_bytes, self._memory)
             self.order = WindowOrder(rows, windows, self.seed)
-            self.dataset.use_segments(1, windows.lanes)
+            # the windows that one node reads in turn, eight in a file, or a seventh of them by seven nodes
+            at_once = -(-windows.lanes // max(1, windows.group - 1)) if self.dataset.remote else windows.lanes
+            self.dataset.use_segments(1, at_once)
         log.info(
             "packing (%s): %d rows of %d tokens, %.2f %% full",
             self.method, rows, self.length, 100 * self.efficiency,
