@@ -11,6 +11,9 @@ WORKERS := --numprocesses $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 2))
 	--no-loadscope-reorder
 EXTRAS := deepspeed,audio,video,fast,parquet,fp8,schedulefree,dev
 
+# What is compiled once is kept: without, every process would compile torch and transformers anew, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast lint install install-dev clean
 
 demo: install

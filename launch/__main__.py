@@ -47,7 +47,7 @@ def launch(argv: list[str] | None) -> int:
     demo.add_argument(
         "--quick",
         action="store_true",
-        help="every step for a moment, to see that it runs here: 20 steps of pretraining, 3 of fine-tuning on 5 labels "
+        help="every step for a moment, to see that it runs here: 8 steps of pretraining, 3 of fine-tuning on 5 labels "
         "a class, judged by 200 test samples; its numbers mean nothing",
     )
     for name in ("pretrain", "finetune"):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.stranger import run_as_stranger  # noqa: F401 - a fixture
-
+# What is compiled once is kept, for all workers and the processes that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
 # One ninja for all, the environment's, as in an activated one: another version would build DeepSpeed's extension anew.
@@ -20,6 +21,8 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
+
+from tests.stranger import run_as_stranger  # noqa: E402, F401 - a fixture
 
 SHOWN = 10
 """The dearest tests that are named at the end."""

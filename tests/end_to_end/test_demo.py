@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.demo import run_demo
+from launch.__main__ import main as launch
 from tests.processes import QUIET, environment, run
 
 READ_RELEASE = """
@@ -22,27 +22,20 @@ print(sum(p.numel() for p in model.parameters()))
 
 
 @pytest.mark.slow
-def test_the_demo_tells_its_whole_story(tmp_path):
-    """Of texts, as users start it. Pictures below."""
+@pytest.mark.parametrize(("modality", "processes"), [("text", 2), ("image", 1)])
+def test_the_demo_tells_its_whole_story(tmp_path, monkeypatch, capfd, modality, processes):
+    """Each of its steps is a real process, only of those that have imported everything."""
+    monkeypatch.setattr("launch.demo.run_processes", lambda *step: run(*step).returncode)
+    monkeypatch.setattr("launch.demo.run_one", lambda *step: run(*step).returncode)
     out = tmp_path / "demo"
-    told = run("launch", ["local", "demo", "--quick", "--modality", "text", "--out", str(out)])
-    assert "[4/4] Write the report" in told.stdout
+    demo = ["local", "--processes", str(processes), "demo", "--quick", "--modality", modality, f"--out={out}"]
+    assert launch(demo) == 0
+    assert "[4/4] Write the report" in capfd.readouterr().out
     assert_told(out)
-
-
-@pytest.mark.slow
-def test_the_demo_can_be_told_again(tmp_path, monkeypatch):
-    """Each of its steps is a real process here too, only of those that have imported everything."""
-    monkeypatch.setattr(
-        "launch.demo.run_processes", lambda package, settings, _: run(package, settings).returncode
-    )
-    monkeypatch.setattr("launch.demo.run_one", lambda package, settings: run(package, settings).returncode)
-    out = tmp_path / "demo"
-    assert run_demo("image", out, 1, quick=True) == 0
-    assert_told(out)
-    before = (out / "metrics.jsonl").read_text().count('"train"')
-    assert run_demo("image", out, 1, quick=True) == 0
-    assert (out / "metrics.jsonl").read_text().count('"train"') == before, "nothing is trained twice"
+    if modality == "image":
+        before = (out / "metrics.jsonl").read_text().count('"train"')
+        assert launch(demo) == 0
+        assert (out / "metrics.jsonl").read_text().count('"train"') == before, "nothing is trained twice"
 
 
 def assert_told(out):
