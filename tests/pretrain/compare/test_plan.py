@@ -1,0 +1,139 @@
+"""The plan of a comparison and what its table says: pure functions."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from math import isclose
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_tools.errors import UserError
+from pretrain.compare.chart import draw_chart
+from pretrain.compare.jobs import find_reason
+from pretrain.compare.options import parse_duration
+from pretrain.compare.plan import (
+    LEAST_STEPS,
+    PRETRAINING,
+    Pace,
+    count_survivors,
+    finalist_share,
+    keep_better,
+    plan_rungs,
+)
+from pretrain.compare.table import Row, Way, describe_table, describe_verdict, find_winner, margin
+
+
+@given(st.integers(1, 40))
+def test_rungs_halve_until_two_are_left_to_compare(candidates: int) -> None:
+    counts = count_survivors(candidates)
+    assert counts[0] == candidates
+    assert counts[-1] == min(2, candidates)
+    assert all(after == -(-before // 2) for before, after in pairwise(counts))
+
+
+@given(st.integers(1, 12), st.floats(300, 5000), st.floats(0.001, 0.05), st.floats(0, 2), st.floats(0, 2))
+def test_rungs_use_the_budget_and_never_more(
+    candidates: int, seconds: float, step: float, start: float, probing: float
+) -> None:
+    paces = {str(i): Pace(step * (1 + i), start) for i in range(candidates)}
+    rungs = plan_rungs(paces, seconds, probing)
+    assert isclose(sum(rung.runs * rung.seconds for rung in rungs), seconds)
+    assert isclose(sum(rung.seconds for rung in rungs), seconds * finalist_share(candidates))
+    before = dict.fromkeys(paces, 0)
+    for rung in rungs:
+        for name, pace in paces.items():
+            trained = (rung.stop_at[name] - before[name]) * pace.step
+            spare = rung.seconds - probing - pace.start - trained
+            assert -1e-6 <= spare < pace.step * (1 + 1e-6), "equal seconds, to a step"
+        before = rung.stop_at
+
+
+def test_a_budget_too_small_says_what_would_do() -> None:
+    paces = {"quick": Pace(0.01, 5), "slow": Pace(1.0, 5)}
+    with pytest.raises(UserError, match=r"slow would take 3 steps .*give at least 61 s") as told:
+        plan_rungs(paces, 2 * 10.5, probing=2)
+    assert "fewer --objectives" in str(told.value)
+    assert plan_rungs(paces, 61 * PRETRAINING, probing=2)[0].stop_at["slow"] >= LEAST_STEPS
+
+
+def test_the_better_half_goes_on_best_first() -> None:
+    assert keep_better({"a": 0.5, "b": 0.7, "c": 0.7, "d": 0.1}, 2) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    for wrong in ("20", "0s", "min", "-3s"):
+        with pytest.raises(UserError, match="--budget"):
+            parse_duration(wrong)
+
+
+def test_reasons_are_the_line_that_tells_an_error() -> None:
+    assert find_reason("step 1\nerror: lower optimizer.lr\nbye\n", 2) == "lower optimizer.lr"
+    assert find_reason("Traceback …\n  x\nRuntimeError: shapes\n", 1) == "RuntimeError: shapes"
+    assert "SIGKILL" in find_reason("", -9)
+    assert find_reason("", 3) == "ended with exit status 3"
+
+
+def way(name: str, *test: float, select: float = 0.5) -> Way:
+    return Way(name, (select,) * len(test), test)
+
+
+def test_draws_are_compared_one_by_one_where_they_are_the_same() -> None:
+    difference, spread = margin(way("ridge", 0.5, 0.7), way("kNN", 0.4, 0.6))
+    assert isclose(difference, 0.1)
+    assert spread < 1e-9, "each draw differs by as much"
+    _, spread = margin(way("ridge", 0.5, 0.7), way("fine-tuned, 50 steps", 0.4, 0.6))
+    assert spread > 0.1
+
+
+def test_a_row_is_judged_by_the_way_that_was_chosen_elsewhere() -> None:
+    row = Row("mae", (way("ridge", 0.9, 0.9, select=0.3), way("kNN", 0.6, 0.6, select=0.4)))
+    assert row.best is not None
+    assert row.best.name == "kNN", "the test samples choose nothing"
+
+
+def rows(lead: float) -> list[Row]:
+    return [
+        Row("raw input", (way("kNN", 0.2, 0.3),)),
+        Row("from scratch", (way("fine-tuned, 200 steps", 0.5, 0.52),)),
+        Row("mae", (way("ridge", 0.6, 0.7),), steps=90, seconds=8.0, contends=True),
+        Row("simmim", (way("ridge", 0.65 + lead, 0.65 + lead),), steps=70, seconds=8.0, contends=True),
+        Row("gan", (way("ridge", 0.9, 0.9),), steps=20, seconds=4.0),
+        Row("mlm", notes=("left out: has no demo | recipe",)),
+    ]
+
+
+def test_a_winner_is_clear_only_beyond_the_spread() -> None:
+    clear, pays = describe_verdict(rows(lead=0.2))
+    assert clear.startswith("winner: simmim: simmim (ridge) against mae (ridge): +20.0 points")
+    assert pays.startswith("pretraining pays: simmim (ridge) against from scratch")
+    unclear, _ = describe_verdict(rows(lead=0.02))
+    assert unclear.startswith("no clear winner: simmim")
+    worse, fails = describe_verdict([*rows(0.2), Row("encoder", (way("ridge", 0.95, 0.95),))])
+    assert fails.startswith("pretraining does not clearly pay: simmim (ridge) against encoder")
+    assert worse == clear
+    assert describe_verdict(rows(0.2)[:2]) == ["no winner: no pretrained encoder came to the end"]
+
+
+def test_the_table_has_every_row_best_first_and_says_why_one_has_nothing() -> None:
+    lines = describe_table(rows(0.2), shots=10).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "gan", "simmim", "mae", "from scratch", "raw input", "mlm"]  # fmt: skip
+    assert "left out: has no demo \\| recipe" in lines[-1]
+    assert "**85.0 ± 0.0**" in lines[3]
+    assert find_winner(rows(0.2)).name == "simmim", "who was stopped on the way does not contend"  # type: ignore[union-attr]
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    found = [row for row in rows(0.2) if row.best]
+    draw_chart(found, {"mae": [(4.0, way("ridge", 0.5, 0.6)), (8.0, way("kNN", 0.6, 0.7))]}, 10, path)
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").resize((200, 90)).getcolors(100_000) or []) > 50
