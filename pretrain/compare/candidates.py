@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from pretrain.compare.samples import ImageFacts, Samples
 from pretrain.config.load import RECIPES, build_config, load_recipe, override, parse_override
 from pretrain.encoders import encoder_class
 from pretrain.objectives import OBJECTIVES, objective_class
+from pretrain.objectives.base import Objective
 from pretrain.objectives.pairs import find_obstacle
 
 DEMO_DATA = "sample:"
 """What the data of a recipe of demo size begin with."""
+RESERVED = ("all", "finetune")
+"""What `--set` knows beside the candidates' names."""
 GRID = 8
 """Patches along a side, at most, where the recipe's images have another size."""
+Recipe = dict[str, Any]
+Reasons = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Candidate:
     """An objective with all settings of its runs, but for how long they are."""
 
     name: str
-    values: dict[str, Any]
+    values: Recipe
     note: str = ""
     """What a reader of the table must know of it."""
 
@@ -37,29 +42,23 @@ class Candidate:
     def encoder(self) -> str:
         return str(self.values["encoder"].get("name", "as given"))
 
-    @property
-    def objective(self) -> str:
-        return str(self.values["objective"]["name"])
 
-
-Recipes = dict[str, dict[str, Any]]
-Reasons = dict[str, str]
-
-
-def find_candidates(options: Options, samples: Samples) -> tuple[list[Candidate], Reasons]:
-    """The candidates that can be built for these data, and why each of the others cannot.
+def find_candidates(options: Options, samples: Samples) -> tuple[dict[str, Candidate], Reasons]:
+    """By name, the candidates that can be built for these data, and why each of the others cannot.
 
     Raises:
         UserError: a name, a recipe or a setting that is not there; nobody is left.
     """
     recipes, left_out = choose_recipes(options.objectives, samples.modality)
-    own = {name.partition("=")[0] for name in options.objectives if "=" in name}
-    overrides = read_settings(options.settings, [*recipes, *left_out])
-    shared = choose_encoder({name: values for name, values in recipes.items() if name not in own})
-    found = []
+    settings = read_settings(options.settings, [*recipes, *left_out])
+    own = {entry.partition("=")[0] for entry in options.objectives if "=" in entry}
+    shared = choose_encoder([recipe for name, recipe in recipes.items() if name not in own])
+    found = {}
     for name, recipe in recipes.items():
+        asked = [*settings.get("all", []), *settings.get(name, [])]
+        encoder = recipe["encoder"] if name in own else shared
         try:
-            found.append(build_candidate(name, recipe, None if name in own else shared, samples, overrides))
+            found[name] = fit_candidate(name, recipe, encoder, samples, asked, name in own)
         except UserError as error:
             left_out[name] = str(error)
     if not found:
@@ -68,19 +67,23 @@ def find_candidates(options: Options, samples: Samples) -> tuple[list[Candidate]
     return found, left_out
 
 
-def choose_recipes(asked: Iterable[str], modality: str) -> tuple[Recipes, Reasons]:
+def choose_recipes(asked: Iterable[str], modality: str) -> tuple[dict[str, Recipe], Reasons]:
     """The recipe of each candidate, by its name, and why an objective has none."""
-    demos, recipes, left_out = find_demos(modality), {}, {}
+    demos, recipes, left_out = find_demos(modality), dict[str, Recipe](), Reasons()
     for entry in tuple(asked) or tuple(OBJECTIVES):
         name, _, path = entry.partition("=")
         if name in recipes or name in left_out:
             raise UserError(
                 f"--objectives: {name} is named twice; give one of them another name, name=recipe.yaml"
             )
+        if path and (name in RESERVED or not re.fullmatch(r"[\w-]+", name)):
+            raise UserError(
+                f"--objectives: {entry}: the name is to be letters, digits, - and _, not {', '.join(RESERVED)}"
+            )
         if path:
             recipes[name] = load_recipe(path)[0]
         elif name in demos:
-            recipes[name] = load_recipe(demos[name])[0]
+            recipes[name] = demos[name]
         elif name in OBJECTIVES:
             left_out[name] = f"has no demo recipe for data of kind {modality}; give one, {name}=recipe.yaml"
         else:
@@ -91,15 +94,14 @@ def choose_recipes(asked: Iterable[str], modality: str) -> tuple[Recipes, Reason
     return recipes, left_out
 
 
-def find_demos(modality: str) -> dict[str, str]:
+def find_demos(modality: str) -> dict[str, Recipe]:
     """By objective, the demo recipe for data of a modality; of several, the one with the shortest name."""
-    demos: dict[str, str] = {}
+    demos: dict[str, Recipe] = {}
     for name in sorted((path.stem for path in RECIPES.glob("*.yaml")), key=lambda name: (len(name), name)):
-        values = load_recipe(name)[0]
-        path = values.get("data", {}).get("path")
-        fits = encoder_class(values["encoder"]["name"]).modality == modality
-        if fits and isinstance(path, str) and path.startswith(DEMO_DATA):
-            demos.setdefault(values["objective"]["name"], name)
+        recipe = load_recipe(name)[0]
+        fits = encoder_class(recipe["encoder"]["name"]).modality == modality
+        if fits and str(recipe["data"].get("path")).startswith(DEMO_DATA):
+            demos.setdefault(recipe["objective"]["name"], recipe)
     return demos
 
 
@@ -109,10 +111,10 @@ def read_settings(settings: Iterable[str], names: list[str]) -> dict[str, list[s
     Raises:
         UserError: not written so, or no such candidate.
     """
-    known, found = [*names, "all", "finetune"], dict[str, list[str]]()
+    known, found = [*names, *RESERVED], dict[str, list[str]]()
     for setting in settings:
-        name, colon, rest = setting.partition(":")
-        if not colon or "=" not in rest:
+        name, _, rest = setting.partition(":")
+        if "=" in name or "=" not in rest:
             raise UserError(f"--set {setting}: write name:key=value, e.g. {names[0]}:optimizer.lr=1e-3")
         if name not in known:
             raise UserError(f"--set {setting}: no candidate is called {name!r};{nearest(name, known)}")
@@ -120,85 +122,79 @@ def read_settings(settings: Iterable[str], names: list[str]) -> dict[str, list[s
     return found
 
 
-def choose_encoder(recipes: Recipes) -> dict[str, Any] | None:
+def choose_encoder(recipes: list[Recipe]) -> Recipe:
     """The encoder, of those of the recipes, that goes with most of the objectives; the first of equals."""
-    fitting = Counter[str]()
-    for name, recipe in recipes.items():
+
+    def count_fitting(recipe: Recipe) -> int:
         family = encoder_class(recipe["encoder"]["name"])
-        fitting[name] = sum(
-            find_obstacle(objective_class(other["objective"]["name"]), family) is None
-            for other in recipes.values()
-        )
-    return recipes[fitting.most_common(1)[0][0]] if fitting else None
+        objectives = [objective_class(other["objective"]["name"]) for other in recipes]
+        return sum(find_obstacle(objective, family) is None for objective in objectives)
+
+    return Recipe(max(recipes, key=count_fitting)["encoder"]) if recipes else {}
 
 
-def build_candidate(
-    name: str,
-    recipe: dict[str, Any],
-    shared: dict[str, Any] | None,
-    samples: Samples,
-    overrides: Mapping[str, list[str]],
+def fit_candidate(
+    name: str, recipe: Recipe, encoder: Recipe, samples: Samples, asked: list[str], as_it_is: bool
 ) -> Candidate:
-    """A candidate on the shared encoder, else on that of its own recipe; as it is where there is none to share.
+    """A candidate on that encoder, on that of its own recipe where it cannot go with it.
 
     Args:
-        shared: the recipe whose encoder all have that can.
+        asked: `key=value` of the user.
+        as_it_is: whether the recipe was written for these data, and is not made to fit them.
     Raises:
         UserError: its settings contradict each other or the data.
     """
-    asked = [*overrides.get("all", []), *overrides.get(name, [])]
-    if shared is None or shared["encoder"] == recipe["encoder"]:
-        return build(name, recipe, samples, asked)
+    image = None if as_it_is else samples.image
+
+    def fit(encoder: Recipe) -> Recipe:
+        fitting = {**recipe, "encoder": encoder, "name": name}
+        values = fit_recipe(fitting, recipe["encoder"], samples, image, asked)
+        refuse_labels(build_untrained(values), samples.label)  # built once, to see that it can be
+        return values
+
     try:
-        return build(name, {**recipe, "encoder": shared["encoder"]}, samples, asked, recipe)
+        return Candidate(name, fit(encoder))
     except UserError as error:
-        note = f"on its own encoder, {recipe['encoder']['name']}: {error}"
-        return build(name, recipe, samples, asked, note=note)
+        own = recipe["encoder"]
+        if own == encoder:
+            raise
+        return Candidate(name, fit(own), f"on its own encoder, {own.get('name', 'as given')} ({error})")
 
 
-def build(
-    name: str,
-    recipe: dict[str, Any],
-    samples: Samples,
-    asked: list[str],
-    before: dict[str, Any] | None = None,
-    note: str = "",
-) -> Candidate:
-    """Fit a recipe to the data, apply settings, and build its networks once to see that they can be.
-
-    Args:
-        before: the recipe while it still had its own encoder.
-    """
-    from pretrain.run.run import build_objective
-
-    values = copy.deepcopy(recipe)
-    values.pop("probe", None)
-    values["name"] = name
+def fit_recipe(
+    recipe: Recipe, before: Recipe, samples: Samples, image: ImageFacts | None, asked: list[str]
+) -> Recipe:
+    """The recipe on the data of the comparison, fitted to its images, with the user's settings."""
+    values = copy.deepcopy({key: value for key, value in recipe.items() if key != "probe"})
     values["data"] = {**values.get("data", {}), "path": str(samples.train)}
-    if samples.image and "from_pretrained" not in values["encoder"]:
-        fit_to_images(values, samples.image, (before or recipe)["encoder"])
+    if image:
+        fit_to_images(values, before, image)
     for text in asked:
         values = override(values, *parse_override(text))
-    build_objective(build_config(values), open_dataset(str(samples.train)))
-    return Candidate(name, values, note)
+    return values
 
 
-def fit_to_images(values: dict[str, Any], image: ImageFacts, before: dict[str, Any]) -> None:
+def fit_to_images(values: Recipe, before: Recipe, image: ImageFacts) -> None:
     """Give encoder and objective the size, channels and scale of these images.
 
     Args:
         before: the encoder that the objective's settings were chosen for.
     """
     encoder, objective = values["encoder"], values["objective"]
-    if encoder.get("image_size", image.size) != image.size:
+    if "patch_size" in encoder and encoder.get("image_size", image.size) != image.size:
         encoder["patch_size"] = choose_patch(image.size)
     encoder |= {"image_size": image.size, "num_channels": image.channels}
     encoder |= {"image_mean": list(image.mean), "image_std": list(image.std)}
+    patch = encoder.get("patch_size", 1)
+    larger = image.size / before.get("image_size", image.size)
     if "hole_size" in objective:  # a share of the image
-        objective["hole_size"] = round(objective["hole_size"] * image.size / before["image_size"])
-    if "mask_patch_size" in objective and "patch_size" in encoder:  # whole patches
-        patches = max(1, round(objective["mask_patch_size"] / before["patch_size"]))
-        objective["mask_patch_size"] = patches * encoder["patch_size"]
+        objective["hole_size"] = round(objective["hole_size"] * larger)
+    if "small_size" in objective:  # a share of the image, in whole patches
+        objective["small_size"] = max(1, round(objective["small_size"] * larger / patch)) * patch
+    if "mask_patch_size" in objective:  # as many patches as before
+        objective["mask_patch_size"] = (
+            max(1, round(objective["mask_patch_size"] / before.get("patch_size", 1))) * patch
+        )
     if "pixel_variance" in objective:
         objective["pixel_variance"] = round(sum(s * s for s in image.std) / len(image.std), 4)
 
@@ -208,16 +204,29 @@ def choose_patch(size: int) -> int:
     return next(patch for patch in range(1, size + 1) if size % patch == 0 and size // patch <= GRID)
 
 
-def continue_from(candidate: Candidate, folder: Path, samples: Samples) -> Candidate:
+def build_untrained(values: Recipe) -> Objective:
+    """The objective of a recipe, with the weights that its run begins with."""
+    from pretrain.run.run import build_objective
+
+    config = build_config(values)
+    (path,) = config.data.paths.values()
+    return build_objective(config, open_dataset(path))
+
+
+def refuse_labels(objective: Objective, label: str) -> None:
+    """Raise a `UserError` where pretraining would read the very labels that the comparison judges by."""
+    for name, spec in (getattr(objective.config, "attributes", None) or {}).items():
+        if spec.field == label:
+            raise UserError(f"its attribute {name} is {label}, by which the comparison judges")
+
+
+def continue_from(candidate: Candidate, folder: Path) -> Candidate:
     """The candidate's objective on the encoder in a folder, from its weights.
 
     Raises:
         UserError: they cannot go together.
     """
-    from pretrain.run.run import build_objective
-
     values = copy.deepcopy(candidate.values)
-    values["encoder"] = {"from_pretrained": str(folder)}
-    values["name"] = f"{candidate.name}_continued"
-    build_objective(build_config(values), open_dataset(str(samples.train)))
+    values |= {"encoder": {"from_pretrained": str(folder)}, "name": f"{candidate.name}_continued"}
+    build_untrained(values)
     return Candidate(values["name"], values)

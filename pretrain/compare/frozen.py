@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
-from data_tools.storage.atomic import write_atomically
 from pretrain.compare.samples import Samples
+from pretrain.compare.table import Way
 from pretrain.config.sections import TrainConfig
 from pretrain.engine.base import World
 from pretrain.engine.closing import closing_engine
@@ -48,32 +45,27 @@ def raw_input(objective: Objective, batch: Batch) -> Tensor:
 
 
 def probe_frozen(
-    path: Path, objective: Objective, samples: Samples, label: str, shots: int, features: Features = pooled
+    objective: Objective, samples: Samples, shots: int, features: Features = pooled
 ) -> dict[str, Any]:
-    """Accuracies of each probe, `{ridge: {select: [...], test: [...]}}`, which are kept in the file `path`.
+    """`{ways: [a `Way` each probe, as a mapping], seconds: what it took}`.
 
     Raises:
-        UserError: features are not finite, or a part of the data has no labels.
+        UserError: features are not finite, there are no labels, or all are one.
     """
     started = time.monotonic()
-    parts, labels = embed_parts(objective, samples, label, features)
+    parts, labels = embed_parts(objective, samples, features)
     if not all(bool(part.isfinite().all()) for part in parts.values()):
         raise UserError("its features are not finite: it has diverged")
-    probes = {
-        side: probe(parts["train"], labels["train"], parts[side], labels[side], shots)
+    select, test = (
+        probe(parts["train"], labels["train"], parts[side], labels[side], shots)
         for side in ("select", "test")
-    }
-    found = {
-        "probes": {name: {side: probes[side][name] for side in probes} for name in probes["select"]},
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
-    return found
+    )
+    ways = [asdict(Way(name, select[name], test[name])) for name in select]
+    return {"ways": ways, "seconds": round(time.monotonic() - started, 2)}
 
 
 def embed_parts(
-    objective: Objective, samples: Samples, label: str, features: Features
+    objective: Objective, samples: Samples, features: Features
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By part, features (N, D) and class numbers (N,) of its labelled samples."""
     engine = DDPEngine(TrainConfig(), World())
@@ -83,44 +75,25 @@ def embed_parts(
         for role in objective.roles.values():
             role.to(engine.device).eval()
         for part, count in (("train", POOL), ("select", JUDGES), ("test", JUDGES)):
-            dataset = open_part(getattr(samples, part), count)
+            dataset = first(open_dataset(str(getattr(samples, part))).unmarked(), count)
             place = f"the part {part!r} of the data"
-            embedded = embed(dataset, objective, engine, label, place, features=features)
+            embedded = embed(dataset, objective, engine, samples.label, place, features=features)
             found[part], own = labelled(*embedded, place)
-            names[part] = [name_class(one, class_names(dataset, label)) for one in own]
+            names[part] = [name_class(one, class_names(dataset, samples.label)) for one in own]
+    if len(set(names["train"])) < 2:
+        raise UserError(f"label={samples.label}: all samples are {names['train'][0]!r}; name another field")
     numbers = number_classes([name for part in names.values() for name in part])
     return found, dict(zip(names, numbers.split([len(part) for part in names.values()]), strict=True))
-
-
-def open_part(folder: Path, count: int) -> Dataset:
-    return first(open_dataset(str(folder)).unmarked(), count)
 
 
 def probe(
     train: Tensor, train_labels: Tensor, judges: Tensor, labels: Tensor, shots: int
 ) -> dict[str, list[float]]:
     """The accuracies of ridge regression, logistic regression and kNN on the same draws of `shots` labels a class."""
-    found: dict[str, list[float]] = {
-        "ridge": few_shot_accuracies(train, train_labels, judges, labels, shots),
-        "kNN": [],
-    }
+    found = {"ridge": few_shot_accuracies(train, train_labels, judges, labels, shots)}
+    draws = [draw_per_class(train_labels, shots, np.random.default_rng(number)) for number in range(DRAWS)]
+    few = [(train[chosen], train_labels[chosen], judges, labels) for chosen in draws]
+    found["kNN"] = [knn_accuracy(*one, min(NEIGHBOURS, shots)) for one in few]
     if train.shape[1] <= WIDE:
-        found["linear"] = []
-    for number in range(DRAWS):
-        chosen = draw_per_class(train_labels, shots, np.random.default_rng(number))
-        few = train[chosen], train_labels[chosen], judges, labels
-        found["kNN"].append(knn_accuracy(*few, min(NEIGHBOURS, shots)))
-        if "linear" in found:
-            found["linear"].append(linear_accuracy(*few))
+        found["linear"] = [linear_accuracy(*one) for one in few]
     return found
-
-
-def untrained(values: dict[str, Any]) -> Objective:
-    """A candidate's objective with the weights that it begins with."""
-    from pretrain.config.load import build_config
-    from pretrain.run.run import build_objective
-
-    config = build_config(values)
-    (path,) = config.data.paths.values()
-    with torch.random.fork_rng(devices=[]):
-        return build_objective(config, open_dataset(path))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from pretrain.guards.preemption import INTERRUPTED, PR_SET_PDEATHSIG, REQUEUE, StopRequest
 
@@ -30,18 +30,7 @@ class StoppedError(Exception):
     """The comparison was asked to stop."""
 
 
-class Started(Protocol):
-    """What is needed of a process."""
-
-    def poll(self) -> int | None: ...
-    def send_signal(self, number: int, /) -> None: ...
-
-
-Start = Callable[[str, list[str], int, IO[str]], Started]
-"""(module, arguments, ranks, where its output goes) → the process."""
-
-
-def start_process(module: str, arguments: list[str], ranks: int, log: IO[str]) -> Started:
+def start_process(module: str, arguments: list[str], ranks: int, log: IO[str]) -> subprocess.Popen[bytes]:
     """`python -m module …`, under torchrun where there are several ranks; it ends when this process does.
 
     It has a session of its own: Ctrl-C reaches this process alone, which asks it to stop once.
@@ -64,8 +53,8 @@ def end_with_parent() -> None:
 class Jobs:
     """Runs one process after the other, each with a log of its own in the comparison's folder."""
 
-    def __init__(self, out: Path, ranks: int, stop: StopRequest, start: Start = start_process) -> None:
-        self.out, self.ranks, self.stop, self.start = out, ranks, stop, start
+    def __init__(self, out: Path, ranks: int, stop: StopRequest, say: Callable[[str], None]) -> None:
+        self.out, self.ranks, self.stop, self.say = out, ranks, stop, say
 
     def check_stop(self) -> None:
         """Raise `StoppedError` where somebody has asked to stop."""
@@ -84,9 +73,10 @@ class Jobs:
         log.parent.mkdir(exist_ok=True)
         started, passed_on = time.monotonic(), False
         with log.open("w", encoding="utf-8") as output:
-            process = self.start(module, arguments, self.ranks, output)
+            process = start_process(module, arguments, self.ranks, output)
             while (status := process.poll()) is None:
                 if self.stop.asked and not passed_on:
+                    self.say(f"asked to stop; {name} is asked too (again: at once)")
                     process.send_signal(signal.SIGTERM)
                     passed_on = True
                 time.sleep(LOOK)
@@ -96,7 +86,7 @@ class Jobs:
         if passed_on or status in (REQUEUE, INTERRUPTED):
             raise StoppedError
         if status:
-            raise JobFailedError(find_reason(log.read_text("utf-8", "replace"), status))
+            raise JobFailedError(f"{find_reason(log.read_text('utf-8', 'replace'), status)} ({log})")
         return seconds
 
 

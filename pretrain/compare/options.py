@@ -1,4 +1,4 @@
-"""What is asked of a comparison, and the folder that keeps its answers."""
+"""What is asked of a comparison."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from data_tools.storage.atomic import write_atomically
 from data_tools.storage.objects import redacted
 
-SETTINGS = "settings.json"
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -61,30 +59,6 @@ def check_options(options: Options) -> None:
         )
     if options.group and options.group_key:
         raise UserError("--group and --group-key: name one of them")
-
-
-def claim_folder(options: Options) -> None:
-    """Write the folder's `settings.json`, or compare it with the one that is there.
-
-    Raises:
-        UserError: the folder holds another comparison, or something else.
-    """
-    path, now = options.out / SETTINGS, options.identity()
-    if not path.exists():
-        others = [entry.name for entry in options.out.iterdir() if entry.name != "lock"]
-        if others:
-            raise UserError(
-                f"--out {options.out}: is not empty and holds no comparison; choose another folder"
-            )
-        write_atomically(path, json.dumps(now, indent=1) + "\n")
-        return
-    before = json.loads(path.read_text("utf-8"))
-    for key in now:
-        if before.get(key) != now[key]:
-            raise UserError(
-                f"--out {options.out}: holds a comparison with {key}={before.get(key)!r}, not {now[key]!r}; choose "
-                "another folder, or remove that one"
-            )
 
 
 def parse_duration(text: str) -> float:

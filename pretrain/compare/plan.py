@@ -10,11 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_tools.errors import UserError
-from pretrain.compare.options import describe_duration
-
-PRETRAINING = 2 / 3
-"""Share of what is left of the budget once candidates are measured; the rest is for fine-tuning."""
 LEAST_STEPS = 10
 """Of a candidate in the first rung: fewer say nothing."""
 
@@ -26,7 +21,7 @@ class Pace:
     step: float
     """Seconds a step."""
     start: float
-    """Seconds of a process before its first step."""
+    """Seconds of a process beside its steps."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +47,30 @@ def finalist_share(candidates: int) -> float:
     return sum(1 / runs for runs in counts) / len(counts)
 
 
+def least_seconds(paces: Mapping[str, Pace], probing: float) -> float:
+    """Seconds of all rungs with which every candidate takes `LEAST_STEPS` steps in the first, its shortest."""
+    share = max(pace.start + probing + LEAST_STEPS * pace.step for pace in paces.values())
+    return share * len(paces) * len(count_survivors(len(paces)))
+
+
 def plan_rungs(paces: Mapping[str, Pace], seconds: float, probing: float) -> list[Rung]:
-    """The rungs of `seconds` altogether; a candidate's steps are as if it ran in all of them.
+    """The rungs of `seconds` altogether, at least `least_seconds`; a candidate's steps are as if it ran in all of them.
 
     Args:
         probing: seconds to probe one encoder, which count like those of a process that starts.
-    Raises:
-        UserError: a candidate would take fewer than `LEAST_STEPS` steps in the first rung.
     """
     counts = count_survivors(len(paces))
     rungs: list[Rung] = []
+    done = dict.fromkeys(paces, 0)
     for runs in counts:
         share = seconds / len(counts) / runs
-        before = rungs[-1].stop_at if rungs else dict.fromkeys(paces, 0)
-        steps = {n: math.floor((share - p.start - probing) / p.step) for n, p in paces.items()}
-        rungs.append(Rung(runs, share, {name: before[name] + max(1, steps[name]) for name in paces}))
-        if not before[next(iter(paces))]:
-            refuse_too_few(steps, paces, probing, len(counts) * runs)
+        for name, pace in paces.items():
+            steps = math.floor(
+                (share - pace.start - probing) / pace.step + 1e-6
+            )  # what was rounded is no step less
+            done[name] += steps
+        rungs.append(Rung(runs, share, dict(done)))
     return rungs
-
-
-def refuse_too_few(steps: Mapping[str, int], paces: Mapping[str, Pace], probing: float, shares: int) -> None:
-    """Raise a `UserError` that says which budget would do, where a candidate has fewer than `LEAST_STEPS`."""
-    name = min(steps, key=lambda name: steps[name])
-    if steps[name] < LEAST_STEPS:
-        pace = paces[name]
-        needed = max(p.start + probing + LEAST_STEPS * p.step for p in paces.values()) * shares / PRETRAINING
-        raise UserError(
-            f"--budget: {name} would take {max(0, steps[name])} steps in the first rung ({pace.step:.2g} s a step, "
-            f"{pace.start + probing:.0f} s to start and to probe); give at least {describe_duration(1.2 * needed)}, or "
-            "name fewer --objectives"
-        )
 
 
 def keep_better(scores: Mapping[str, float], runs: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
-import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from data_tools.storage.atomic import write_atomically
 from pretrain.compare.candidates import Candidate
 from pretrain.compare.jobs import Jobs
 from pretrain.compare.plan import Pace
+from pretrain.config.load import build_config
 from pretrain.tracking.metrics import read_metrics
 
 WARMUP = 0.1
@@ -24,6 +25,8 @@ AVERAGED = 0.1
 QUIET: dict[str, Any] = {
     "wandb": {"mode": "disabled"}, "picture_every": 0, "report": False, "count_flops": False,
 }  # fmt: skip
+MEASURED = 12
+"""Steps that show how fast a candidate is; the first half allocates, compiles and fills queues, and does not count."""
 PATIENCE = 60.0
 """Seconds for a run that somebody has just killed to save and end."""
 
@@ -46,6 +49,7 @@ def settings_of_run(candidate: Candidate, folder: Path, steps: int, first: int, 
         values["train"].setdefault("ema_decay", round(1 - 1 / max(2.0, AVERAGED * first), 4))
     values["schedule"] = {"name": "constant", "warmup_steps": max(1, round(WARMUP * first))}
     values["tracking"] = {**values.get("tracking", {}), **QUIET}
+    values["representation"] = {**values.get("representation", {}), "pictures": False}
     values["checkpoint"] = {"keep": 1, "every": max(10, first // 2)}
     return {**values, "seed": seed, "run_dir": str(folder)}
 
@@ -56,28 +60,25 @@ def uses_schedule_free(values: dict[str, Any]) -> bool:
 
 
 def write_recipe(path: Path, values: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump(values, sort_keys=False))
     return path
 
 
 def measure_pace(jobs: Jobs, candidate: Candidate, seed: int) -> Pace:
-    """Seconds a step and a start, measured once.
+    """Take some steps in a run of their own.
 
     Raises:
-        JobFailedError: some steps could not be taken.
+        JobFailedError: they could not be taken.
     """
-    kept = jobs.out / "measured" / f"{candidate.name}.json"
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
-        steps = kept.with_suffix(".steps.json")
-        values = settings_of_run(candidate, jobs.out / "runs" / candidate.name, 1000, 100, seed)
-        recipe = write_recipe(jobs.out / "recipes" / f"measure_{candidate.name}.yaml", values)
-        seconds = jobs.run(f"measure_{candidate.name}", "pretrain.compare.measure", [str(steps), str(recipe)])
-        found = json.loads(steps.read_text())
-        pace = {"step": found["step"], "start": max(0.0, seconds - found["steps"])}
-        write_atomically(kept, json.dumps(pace, indent=1) + "\n")
-    return Pace(**json.loads(kept.read_text()))
+    folder, name = jobs.out / "measured" / candidate.name, f"measure_{candidate.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a measurement that was stopped
+    values = settings_of_run(candidate, folder, MEASURED, MEASURED, seed)
+    values["tracking"]["log_every"] = MEASURED // 2
+    values["representation"]["every"] = MEASURED
+    seconds = jobs.run(name, "pretrain", [str(write_recipe(jobs.out / "recipes" / f"{name}.yaml", values))])
+    last = [line for line in read_metrics(folder) if line["kind"] == "train"][-1]
+    step = build_config(values).train.global_batch_size / last["samples_per_second"]
+    return Pace(step, max(0.0, seconds - MEASURED * step))
 
 
 def train_to(jobs: Jobs, name: str, step: int, rung: int) -> Path:
@@ -105,9 +106,8 @@ def wait_until_free(folder: Path) -> None:
                 time.sleep(0.2)
 
 
-def find_collapse(folder: Path) -> str | None:
-    """What the run's own looks at its features have warned of."""
+def find_collapse(folder: Path) -> list[str]:
+    """What the run's own looks at its features have warned of last."""
     if not (folder / "metrics.jsonl").exists():
-        return None
-    told = [line["reason"] for line in read_metrics(folder) if line["kind"] == "collapse"]
-    return f"collapse: {told[-1]}" if told else None
+        return []
+    return [f"collapse: {line['reason']}" for line in read_metrics(folder) if line["kind"] == "collapse"][-1:]

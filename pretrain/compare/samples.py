@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from data_tools.commands.split import split
+from data_tools.dataset.damage import IncompleteSampleError
 from data_tools.dataset.dataset import Dataset
 from data_tools.dataset.open import open_dataset
 from data_tools.errors import UserError
+from data_tools.storage.objects import redacted
 from pretrain.compare.options import Options
 from pretrain.encoders.image.base import image_to_array, scale_bytes
+from pretrain.evaluation.class_names import read_label
 from pretrain.evaluation.probes import first
 
 HELD_OUT = 0.4
@@ -33,6 +36,7 @@ class Samples:
     select: Path
     test: Path
     modality: str
+    label: str
     image: ImageFacts | None
 
 
@@ -50,34 +54,45 @@ def prepare_samples(options: Options) -> Samples:
     """Split the data, once, and look at what they are.
 
     Raises:
-        UserError: neither images nor texts, or too few to split.
+        UserError: neither images nor texts, no labels, or too few to split.
     """
-    folder = options.out / "data"
-    train, held_out, select, test = (folder / part for part in ("train", "held_out", "select", "test"))
-    dataset = open_dataset(options.data)
+    train, held_out, select, test = (
+        options.out / "data" / part for part in ("train", "held_out", "select", "test")
+    )
+    dataset, place = open_dataset(options.data), f"data={redacted(options.data)}"
     known = [name for name in ("image", "text", "tokens") if name in dataset.fields]
     if not known:
         raise UserError(
-            f"data={options.data}: its samples have neither image nor text; they have: {', '.join(dataset.fields)}"
+            f"{place}: its samples have neither image nor text; they have: {', '.join(dataset.fields)}"
         )
-    by, by_key, strata = options.group, options.group_key, options.label.removeprefix("json.")
-    if not (held_out / "manifest.json").exists():
-        salt = f"compare {options.seed}"
-        split(dataset, HELD_OUT, train, held_out, salt, by, by_key, strata)
-    if not (test / "manifest.json").exists():
-        salt = f"judge {options.seed}"
-        split(open_dataset(str(held_out)), 0.5, select, test, salt, by, by_key, strata)
+    try:
+        read_label(dataset[0], options.label, f"label={options.label}")
+    except IncompleteSampleError as error:
+        raise UserError(
+            f"{error}; name the field that holds the class, label=FIELD, or label=json.NAME"
+        ) from None
+    try:
+        split_once(options, dataset, HELD_OUT, train, held_out)
+        split_once(options, open_dataset(str(held_out)), 0.5, select, test)
+    except UserError as error:
+        raise UserError(f"{place}: cannot be split 60 : 20 : 20 ({error})") from None
     modality = "image" if "image" in known else "text"
     facts = look_at_images(open_dataset(str(train))) if modality == "image" else None
-    return Samples(train, select, test, modality, facts)
+    return Samples(train, select, test, modality, options.label, facts)
+
+
+def split_once(options: Options, dataset: Dataset, share: float, rest: Path, part: Path) -> None:
+    """Put a share of each class into `part`, and the others into `rest`, where that has not been done."""
+    if not (part / "manifest.json").exists():
+        salt = f"compare {part.name} {options.seed}"
+        split(dataset, share, rest, part, salt, options.group, options.group_key, options.label)
 
 
 def look_at_images(dataset: Dataset) -> ImageFacts:
     """Size, channels, mean and deviation of some images; transparent pixels are white."""
     raw = [sample["image"] for sample in first(dataset, LOOKED_AT)]  # each (H, W, c)
     channels = 1 if all(image.shape[2] < 3 for image in raw) else 3
-    sides = [min(image.shape[:2]) for image in raw]
-    side = min(LARGEST, int(np.median(sides)))
+    side = min(LARGEST, int(np.median([min(image.shape[:2]) for image in raw])))
     pixels = np.concatenate([to_unit(image, channels).reshape(-1, channels) for image in raw])
     mean, std = pixels.mean(0), pixels.std(0).clip(LEAST_STD)
     return ImageFacts(side // 4 * 4 or side, channels, rounded(mean), rounded(std))

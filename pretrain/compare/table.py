@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import hypot
 from statistics import fmean, stdev
-from typing import Any
 
 from pretrain.compare.options import describe_duration
 
@@ -16,12 +15,12 @@ class Way:
     """One way to use what a row stands for: a probe on frozen features, or fine-tuning."""
 
     name: str
-    select: tuple[float, ...]
+    select: list[float]
     """Accuracies by draw on the samples that choose."""
-    test: tuple[float, ...]
+    test: list[float]
     """On those that judge."""
     seconds: float = 0.0
-    """Of fine-tuning on one draw."""
+    """Of fine-tuning on one draw; 0 for probes."""
 
     @property
     def is_frozen(self) -> bool:
@@ -29,46 +28,46 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Point:
+    """What pretraining had come to after a rung."""
+
+    steps: int
+    seconds: float
+    way: Way
+    """The probe that was best then."""
+
+
+@dataclass
 class Row:
-    """A line of the table."""
+    """A line of the table; it grows while the comparison runs."""
 
     name: str
-    ways: tuple[Way, ...] = ()
-    steps: int = 0
-    seconds: float = 0.0
-    """Of pretraining."""
+    probes: list[Way] = field(default_factory=list)
+    """Of its newest features."""
+    tuned: Way | None = None
+    points: list[Point] = field(default_factory=list)
+    """After each of its rungs; none for what was not pretrained here."""
     contends: bool = False
     """Whether it may win: it was pretrained here, to the last rung."""
-    notes: tuple[str, ...] = field(default=())
+    notes: list[str] = field(default_factory=list)
 
     @property
     def frozen(self) -> Way | None:
-        """The probe that is best on the samples that choose."""
-        return best_of([way for way in self.ways if way.is_frozen])
-
-    @property
-    def tuned(self) -> Way | None:
-        return best_of([way for way in self.ways if not way.is_frozen])
+        """The probe that is best on the samples that choose, so that those that judge have chosen nothing."""
+        return best_of(self.probes)
 
     @property
     def best(self) -> Way | None:
-        return best_of(self.ways)
+        return best_of([*self.probes, *([self.tuned] if self.tuned else [])])
+
+    @property
+    def score(self) -> float:
+        """What survivors are chosen by."""
+        return fmean(self.points[-1].way.select)
 
 
 def best_of(ways: Sequence[Way]) -> Way | None:
-    """The way that is best on the samples that choose, so that those that judge have chosen nothing."""
     return max(ways, key=lambda way: fmean(way.select), default=None)
-
-
-def frozen_ways(found: dict[str, Any]) -> list[Way]:
-    """Of what `probe_frozen` has found."""
-    return [Way(name, tuple(p["select"]), tuple(p["test"])) for name, p in found["probes"].items()]
-
-
-def tuned_way(found: dict[str, Any]) -> Way:
-    """Of what `Tuning.tune` has found."""
-    name = f"fine-tuned, {found['steps']} steps"
-    return Way(name, tuple(found["select"]), tuple(found["test"]), found["seconds"])
 
 
 def margin(a: Way, b: Way) -> tuple[float, float]:
@@ -78,7 +77,7 @@ def margin(a: Way, b: Way) -> tuple[float, float]:
     had not.
     """
     difference = fmean(a.test) - fmean(b.test)
-    if a.is_frozen == b.is_frozen and len(a.test) == len(b.test):
+    if a.is_frozen == b.is_frozen:
         return difference, stdev(x - y for x, y in zip(a.test, b.test, strict=True))
     return difference, hypot(stdev(a.test), stdev(b.test))
 
@@ -95,13 +94,13 @@ def describe_table(rows: Sequence[Row], shots: int) -> str:
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in order_rows(rows):
-        frozen, tuned = row.frozen, row.tuned
-        probe = f" ({frozen.name})" if frozen else ""
-        steps = f" ({tuned.name.removeprefix('fine-tuned, ')})" if tuned else ""
-        cost = f"{row.steps:,} steps, {describe_duration(row.seconds)}" if row.steps else "–"
+        probe = f" ({row.frozen.name})" if row.frozen else ""
+        steps = f" ({row.tuned.name.removeprefix('fine-tuned, ')})" if row.tuned else ""
+        last = row.points[-1] if row.points else None
+        cost = f"{last.steps:,} steps, {describe_duration(last.seconds)}" if last else "–"
         notes = "; ".join(row.notes).replace("|", "\\|")
-        cells = (row.name, f"**{percent(row.best)}**" if row.best else "–", percent(frozen) + probe,
-                 percent(tuned) + steps, cost, notes)  # fmt: skip
+        cells = (row.name, f"**{percent(row.best)}**" if row.best else "–", percent(row.frozen) + probe,
+                 percent(row.tuned) + steps, cost, notes)  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -117,21 +116,17 @@ def find_winner(rows: Sequence[Row]) -> Row | None:
 
 def describe_verdict(rows: Sequence[Row]) -> list[str]:
     """Who wins, by how much against the spread over labels, and whether pretraining pays at all."""
-    ordered = [row for row in order_rows(rows) if row.best]
     winner = find_winner(rows)
     if winner is None:
         return ["no winner: no pretrained encoder came to the end"]
-    lines = []
-    rivals = [row for row in ordered if row.contends and row is not winner]
+    ordered = [row for row in order_rows(rows) if row.best and row is not winner]
+    rivals = [row for row in ordered if row.contends]
+    controls = [row for row in ordered if not row.points]
+    lines = [f"winner: {winner.name}, the only one that came to the end"]
     if rivals:
-        lines.append(compare_rows(winner, rivals[0], f"winner: {winner.name}", "no clear winner"))
-    else:
-        lines.append(f"winner: {winner.name}, the only one that came to the end")
-    controls = [row for row in ordered if not row.contends and not row.steps]
+        lines = [compare_rows(winner, rivals[0], f"winner: {winner.name}", "no clear winner")]
     if controls:
-        lines.append(
-            compare_rows(winner, controls[0], "pretraining pays", "pretraining does not clearly pay")
-        )
+        lines += [compare_rows(winner, controls[0], "pretraining pays", "pretraining does not clearly pay")]
     return lines
 
 

@@ -3,69 +3,46 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from data_tools.errors import UserError
-from data_tools.storage.atomic import write_atomically
 from pretrain.compare.jobs import Jobs
 from pretrain.compare.options import Options
 from pretrain.compare.samples import Samples
-from pretrain.config.load import override, parse_override
+from pretrain.compare.table import Way
 
 LADDER = (50, 200, 800, 3200)
 """Budgets in steps, from which each row takes the one that is best for it on the samples that choose."""
-IMAGES: dict[str, Any] = {
-    "task": {"name": "image_classification", "head_init": "probe", "label_smoothing": 0.1, "rotate": 10,
-             "scale": [0.9, 1.1]},
-    "train": {"global_batch_size": 32, "clip_grad_norm": 1.0},
-    "optimizer": {"lr": 2.0e-3, "betas": [0.9, 0.999], "weight_decay": 0.05, "layer_decay": 0.75},
-    "schedule": {"name": "cosine", "warmup_ratio": 0.1},
-}  # fmt: skip
-TEXTS: dict[str, Any] = {
-    "task": {"name": "text_classification", "head_init": "probe"},
-    "train": {"global_batch_size": 16, "clip_grad_norm": 1.0},
-    "optimizer": {"lr": 5.0e-4, "betas": [0.9, 0.999], "weight_decay": 0.01, "layer_decay": 0.9},
-    "schedule": {"name": "linear", "warmup_ratio": 0.1},
-}
+RECIPES = {"image": "digits", "text": "sotu"}
+"""Of `finetune`, of demo size, by modality."""
 SHIFT = 14
 """Images are moved by at most one part in so many."""
-WITHOUT_DECAY = {"optimizer": {"layer_decay": None}}
+WITHOUT_DECAY = "scratch={optimizer: {layer_decay: null}}"
 """Layer-wise decay suits pretrained weights only (README): from scratch goes without, and is the fairer control."""
-
-
-def write_recipe(options: Options, samples: Samples, asked: list[str]) -> Path:
-    """The recipe of all fine-tuning, with the user's settings (`--set finetune:…`)."""
-    values = json.loads(json.dumps(IMAGES if samples.modality == "image" else TEXTS))
-    if samples.image:
-        values["task"]["shift"] = round(samples.image.size / SHIFT, 1)
-    values |= {
-        "data": {"train": str(samples.train), "label": options.label},
-        "protocol": {"labels_per_class": [options.shots], "draws": options.draws},
-        "seed": options.seed,
-        "scratch": WITHOUT_DECAY,
-    }
-    for text in asked:
-        values = override(values, *parse_override(text))
-    path = options.out / "recipes" / "finetune.yaml"
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False))
-    return path
 
 
 class Tuning:
     """Fine-tunes encoders on the steps of a ladder, as many of them as the time for one allows."""
 
-    def __init__(self, jobs: Jobs, samples: Samples, recipe: Path, seconds: float) -> None:
-        self.jobs, self.samples, self.recipe, self.seconds = jobs, samples, recipe, seconds
+    def __init__(
+        self, jobs: Jobs, samples: Samples, options: Options, asked: list[str], seconds: float
+    ) -> None:
+        """`asked`: `key=value` of the user; `seconds`: for each encoder."""
+        self.jobs, self.samples, self.seconds = jobs, samples, seconds
+        self.command = [
+            RECIPES[samples.modality], f"data.train={samples.train}", "data.test_samples=1000", "data.group=null",
+            "data.label_bins=null", f"data.label={samples.label}", f"protocol.labels_per_class=[{options.shots}]",
+            f"protocol.draws={options.draws}", f"seed={options.seed}", "task.pooling=null", WITHOUT_DECAY,
+            *([f"task.shift={samples.image.size / SHIFT:.1f}"] if samples.image else []), *asked,
+        ]  # fmt: skip
         self.steps: list[int] = []
         """The rungs of the ladder that from scratch has climbed; the others climb the same."""
 
     def tune(self, name: str, encoder: Path, method: str) -> dict[str, Any]:
-        """The accuracies by draw at the number of steps that is best on `select`.
+        """`{way: a `Way` as a mapping, tried: [steps]}` at the number of steps that is best on `select`.
 
         Raises:
             JobFailedError: fine-tuning ended with an error.
@@ -75,15 +52,12 @@ class Tuning:
             if not self.steps and tried and not self.fits(tried, steps):
                 break
             tried[steps] = self.measure(name, encoder, method, steps, "select")
-        self.steps = self.steps or list(tried)
         best = max(tried, key=lambda steps: fmean(tried[steps]["draws"]))
         judged = self.measure(name, encoder, method, best, "test")
+        select, test, seconds = tried[best]["draws"], judged["draws"], judged["seconds"]
         return {
-            "steps": best,
+            "way": asdict(Way(f"fine-tuned, {best} steps", select, test, seconds / len(test))),
             "tried": list(tried),
-            "select": tried[best]["draws"],
-            "test": judged["draws"],
-            "seconds": judged["seconds"] / len(judged["draws"]),
         }
 
     def fits(self, tried: dict[int, dict[str, Any]], steps: int) -> bool:
@@ -98,8 +72,8 @@ class Tuning:
         if not (folder / "finetune.json").exists():
             self.jobs.run(
                 f"tune_{name}_{steps}_{side}", "finetune",
-                [str(self.recipe), f"encoder={encoder}", f"out={folder}", f"data.test={getattr(self.samples, side)}",
-                 f"protocol.methods=[{method}]", f"train.steps={steps}", "data.test_samples=1000"],
+                [*self.command, f"encoder={encoder}", f"out={folder}", f"data.test={getattr(self.samples, side)}",
+                 f"protocol.methods=[{method}]", f"train.steps={steps}"],
             )  # fmt: skip
         result = json.loads((folder / "finetune.json").read_text("utf-8"))
         rows = [row for row in result["rows"] if row["method"] == method]

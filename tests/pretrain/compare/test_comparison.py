@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -15,7 +16,7 @@ from data_tools.errors import UserError
 from pretrain.compare.candidates import Candidate
 from pretrain.compare.command import main
 from pretrain.compare.frozen import probe_frozen
-from pretrain.compare.jobs import JobFailedError, Jobs, StoppedError, start_process
+from pretrain.compare.jobs import JobFailedError, Jobs, StoppedError
 from pretrain.compare.plan import Pace
 from pretrain.guards.preemption import StopRequest
 from tests import processes
@@ -59,7 +60,7 @@ class Starter:
         return Ended(process.returncode or 0)
 
 
-def known_pace(jobs: Jobs, candidate: Candidate, seed: int) -> Pace:
+def known_pace(_jobs: Jobs, candidate: Candidate, _seed: int) -> Pace:
     """In place of one that is measured, so that no number of steps depends on how fast this machine is."""
     return Pace(step=PACES[candidate.name], start=0.0)
 
@@ -79,19 +80,22 @@ def arguments(out: Path) -> list[str]:
 def test_a_comparison_killed_in_the_middle_goes_on_and_repeats_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    monkeypatch.setattr("pretrain.compare.compare.measure_pace", known_pace)
-    monkeypatch.setattr("pretrain.compare.compare.probe_frozen", no_cost)
-    monkeypatch.setattr("pretrain.compare.tuned.LADDER", (2,))
-    monkeypatch.setattr("pretrain.compare.frozen.POOL", 200)
-    monkeypatch.setattr("pretrain.compare.frozen.JUDGES", 100)
-    killed = Starter(most=4)
+    out, killed, again, last = tmp_path / "out", Starter(most=4), Starter(), Starter()
+    for name, value in (("compare.measure_pace", known_pace), ("compare.probe_frozen", no_cost),
+                        ("compare.time", SimpleNamespace(monotonic=lambda: 0.0)),
+                        ("tuned.LADDER", (2,)), ("frozen.POOL", 200), ("frozen.JUDGES", 100)):  # fmt: skip
+        monkeypatch.setattr(f"pretrain.compare.{name}", value)
+
+    def start_by(starter: Starter) -> None:
+        monkeypatch.setattr("pretrain.compare.jobs.start_process", starter)
+
+    start_by(killed)
     with pytest.raises(SystemExit):
-        main(arguments(out), killed)
+        main(arguments(out))
     plan, run = (out / "plan.json").read_text(), out / "runs" / "mae" / "metrics.jsonl"
     before = run.read_text()
-    again = Starter()
-    assert main(arguments(out), again) == 0
+    start_by(again)
+    assert main(arguments(out)) == 0
     printed = capsys.readouterr().out
 
     assert not set(killed.started) & set(again.started), "what is finished is not done again"
@@ -101,27 +105,23 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_repeats_nothing(
     rows = {row["name"]: row for row in result["rows"]}
     assert set(rows) == {*PACES, "mlm", "raw input", "untrained encoder", "from scratch"}
     assert "no demo recipe for data of kind image" in rows["mlm"]["notes"][0]
-    assert "not finite" in rows["context_encoder"]["notes"][0], "it diverged, and ended nothing but itself"
+    assert "not finite" in rows["context_encoder"]["notes"][-1], "it diverged, and ended nothing but itself"
     assert result["winner"] in ("mae", "autoencoder")
     planned = json.loads(plan)["rungs"]
     assert [rung["runs"] for rung in planned] == [3, 2]
     for name in ("mae", "autoencoder"):
-        assert rows[name]["steps"] == planned[-1]["stop_at"][name]
-        assert {way["name"] for way in rows[name]["ways"]} == {
-            "ridge",
-            "linear",
-            "kNN",
-            "fine-tuned, 2 steps",
-        }
+        assert [point["steps"] for point in rows[name]["points"]] == [r["stop_at"][name] for r in planned]
+        assert {way["name"] for way in rows[name]["probes"]} == {"ridge", "linear", "kNN"}
+        assert rows[name]["tuned"]["name"] == "fine-tuned, 2 steps"
     assert "| from scratch |" in printed
     assert f"python -m pretrain {out / 'full.yaml'}" in printed
     assert (out / "compare.png").stat().st_size > 10_000
 
-    last = Starter()
-    assert main(arguments(out), last) == 0
+    start_by(last)
+    assert main(arguments(out)) == 0
     assert not last.started
     with pytest.raises(UserError, match="holds a comparison with shots=10, not 5"):
-        main([*arguments(out), "--labels", "5"], last)
+        main([*arguments(out), "--labels", "5"])
 
 
 def test_a_request_to_stop_is_passed_on_once(tmp_path: Path) -> None:
@@ -131,7 +131,8 @@ def test_a_request_to_stop_is_passed_on_once(tmp_path: Path) -> None:
     )
     (tmp_path / "waits.py").write_text(program)
     stop = StopRequest()
-    jobs = Jobs(tmp_path, 1, stop, start_process)
+    said: list[str] = []
+    jobs = Jobs(tmp_path, 1, stop, said.append)
 
     def ask_when_ready() -> None:
         log = tmp_path / "logs" / "job.log"
@@ -144,13 +145,14 @@ def test_a_request_to_stop_is_passed_on_once(tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(StoppedError):
             jobs.run("job", "waits", [])
+    assert said == ["asked to stop; job is asked too (again: at once)"]
     with pytest.raises(StoppedError):
         jobs.run("next", "waits", [])
     assert not (tmp_path / "logs" / "next.log").exists()
 
 
 def test_a_process_that_fails_is_told_by_its_error(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, 1, StopRequest(), start_process)
+    jobs = Jobs(tmp_path, 1, StopRequest(), print)
     with pytest.raises(JobFailedError, match="No module named"):
         jobs.run("job", "no_such_module_anywhere", [])
     assert json.loads((tmp_path / "spent.jsonl").read_text())["job"] == "job"
