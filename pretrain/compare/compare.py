@@ -18,7 +18,15 @@ from pretrain.compare.frozen import probe_frozen, raw_input
 from pretrain.compare.jobs import Jobs, read_spent
 from pretrain.compare.memory import PLAN, Found, attempt, claim_folder, remember
 from pretrain.compare.options import Options, describe_duration
-from pretrain.compare.plan import Pace, Rung, finalist_share, keep_better, least_seconds, plan_rungs
+from pretrain.compare.plan import (
+    LEAST_STEPS,
+    Pace,
+    Rung,
+    finalist_share,
+    keep_better,
+    least_seconds,
+    plan_rungs,
+)
 from pretrain.compare.results import write_full, write_results
 from pretrain.compare.runs import find_collapse, measure_pace, settings_of_run, train_to, write_recipe
 from pretrain.compare.samples import prepare_samples
@@ -64,6 +72,7 @@ class Comparison:
         """Split the data and build every candidate once."""
         self.began = time.monotonic()
         self.options, self.jobs, self.say, self.out = options, jobs, say, options.out
+        say("splitting the data, and building each candidate once")
         self.samples = prepare_samples(options)
         self.candidates, left_out = find_candidates(options, self.samples)
         self.rows: dict[str, Row] = {}
@@ -107,7 +116,7 @@ class Comparison:
                   UNTRAINED: ("untrained", partial(self.probe, build))}  # fmt: skip
         if folder:
             probes[str(folder)] = ("encoder", partial(self.probe, partial(open_encoder, folder)))
-        seconds = 0.0
+        self.rows[UNTRAINED].notes, seconds = [shared.encoder], 0.0
         for name, (file, probe) in probes.items():
             found = remember(self.out / "frozen" / f"{file}.json", probe)
             self.rows[name].probes, seconds = [Way(**way) for way in found["ways"]], found["seconds"]
@@ -150,9 +159,9 @@ class Comparison:
         needed = used + least_seconds(paces, probing) * runs / PRETRAINING
         if budget < needed:
             raise UserError(
-                f"--budget: {describe_duration(budget)} are too few: {describe_duration(used)} went by to measure, and "
-                f"{len(paces)} candidates are to take some steps each; give at least {math.ceil(needed)}s, better "
-                f"{math.ceil(needed / 20)}min, or name fewer --objectives"
+                f"--budget: {describe_duration(budget)} is too little: {describe_duration(used)} went by to measure, "
+                f"and each of {len(paces)} is to take {LEAST_STEPS} steps at least; give {math.ceil(needed)}s or more, "
+                f"better {math.ceil(needed / 20)}min, or name fewer --objectives"
             )
         rungs = plan_rungs(paces, PRETRAINING * (budget - used) / runs, probing)
         rows = rungs[-1].runs + 1 + (2 if encoder else 0)
@@ -229,6 +238,7 @@ class Comparison:
         tuning = Tuning(self.jobs, self.samples, options, asked, plan.tuning)
         runs: dict[str, Path] = {name: self.out / "runs" / name for name in pretrained}
         encoders = {SCRATCH: runs[pretrained[0]], **runs}
+        self.rows[SCRATCH].notes = [self.candidates[pretrained[0]].encoder]
         if options.encoder:
             encoders[str(options.encoder)] = options.encoder
         for name, encoder in encoders.items():
