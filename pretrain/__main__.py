@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from data_tools.errors import run_cli
+from data_tools.errors import UserError, run_cli
 from pretrain.commands import COMMANDS, quiet_libraries
 from pretrain.guards.preemption import leave_stop_mark, read_stop_mark
 
@@ -28,6 +28,7 @@ EPILOG = """examples:
   python -m pretrain batch runs/mae_digits --step 120
   python -m pretrain loss-compare runs/before runs/after
   python -m pretrain embed runs/mae_digits data=shards/ --labels label
+  python -m pretrain compare data=shards/ label=label --objectives mae,autoencoder --budget 20min
   python -m pretrain lr-find mae_digits
   python -m pretrain batch-find mae_digits
 """
@@ -79,6 +80,13 @@ def pretrain(argv: list[str]) -> int:
         action="store_true",
         help="take two steps, a picture and a probe, say how long and how much memory they took, and write nothing",
     )
+    parser.add_argument(
+        "--stop-at",
+        type=int,
+        metavar="STEP",
+        help="save after this step and stop, with exit status 0; the schedule is that of the whole run, and the same "
+        "command without this option goes on",
+    )
     # The `deepspeed` launcher says this beside LOCAL_RANK, which is what counts.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)  # options may stand anywhere
@@ -91,6 +99,8 @@ def pretrain(argv: list[str]) -> int:
     from pretrain.config.show import describe_config, format_config
     from pretrain.run.changes import parse_changes
 
+    if arguments.stop_at is not None and arguments.stop_at < 1:
+        raise UserError(f"--stop-at {arguments.stop_at}: the first step is 1")
     allowed = parse_changes(arguments.allow_changes)
     config, origin = load_config(arguments.recipe, arguments.overrides)
     if arguments.print_config:
@@ -111,7 +121,13 @@ def pretrain(argv: list[str]) -> int:
 
     if arguments.resume == "never":
         refuse_checkpoints(config)
-    result = run(config, allowed)
+    result = run(config, allowed, arguments.stop_at)
+    if not result.finished and result.status == 0:
+        if is_main_process:
+            print(
+                f"stopped after step {result.steps} (--stop-at), and saved; without it, the same command goes on"
+            )
+        return 0
     if not result.finished:
         if is_main_process:
             print(

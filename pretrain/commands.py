@@ -311,6 +311,13 @@ def batch_find(argv: list[str]) -> int:
     return 0
 
 
+def compare(argv: list[str]) -> int:
+    quiet_libraries()
+    from pretrain.compare.command import main
+
+    return main(argv)
+
+
 def quiet_libraries() -> None:
     """No advice and no progress bars of libraries between our own lines; never a look at a model hub."""
     for key, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -327,6 +334,7 @@ COMMANDS = {
     "batch": batch,
     "loss-compare": loss_compare,
     "embed": embed,
+    "compare": compare,
     "lr-find": lr_find,
     "batch-find": batch_find,
 }

@@ -97,6 +97,8 @@ class Trainer:
         self.stop_request = StopRequest()
         """Asks nothing, unless whoever starts the trainer lets it listen to signals."""
         self.stopping = False
+        self.stop_at: int | None = None
+        """The step after which it saves and stops, as if asked to, on a schedule that goes on to `total_steps`."""
         self.heartbeat: Callable[[str], None] = lambda _: None
         """Told what begins, so that a watchdog can tell what does not end."""
         self.end_start: Callable[[], None] = engine.end_start
@@ -120,7 +122,8 @@ class Trainer:
         """Run every remaining step, logging, saving and running hooks when they are due.
 
         Returns:
-            Whether the run has come to its end; not when some rank was asked to stop, and all have saved.
+            Whether the run has come to its end; not when some rank was asked to stop, or `stop_at` is reached, and
+            all have saved.
         """
         self.meter.restart()
         try:
@@ -143,6 +146,8 @@ class Trainer:
     def run_steps(self, collect_garbage: Callable[[int], None]) -> bool:
         if self.step < self.total_steps and self.engine.holds_anywhere(self.stop_request.asked):
             return False  # nothing has been learned since the newest checkpoint
+        if self.at_stop:
+            return False
         steps, first = iter(self.loader), self.step
         while self.step < self.total_steps:
             batch = self.take_batch(steps)
@@ -151,7 +156,7 @@ class Trainer:
                 self.end_start()
             if self.step % self.config.tracking.log_every == 0 or self.step == self.total_steps:
                 self.log(batch)
-            stop = self.stopping and self.step < self.total_steps
+            stop = (self.stopping or self.at_stop) and self.step < self.total_steps
             if not stop:
                 self.run_hooks()
             if self.checkpoints and (stop or self.checkpoints.due(self.step, self.total_steps)):
@@ -161,6 +166,11 @@ class Trainer:
             if stop:
                 return False
         return True
+
+    @property
+    def at_stop(self) -> bool:
+        """Whether the step of `stop_at` has been taken."""
+        return self.stop_at is not None and self.step >= self.stop_at
 
     def train_step(self, batch: Step) -> None:
         """Every phase that is due, over one global batch."""

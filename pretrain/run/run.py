@@ -77,18 +77,17 @@ class Result:
     folder: Path
     steps: int
     status: int
-    """The exit status: 0 where the run came to its end; otherwise it was asked to stop, and has saved all steps."""
-
-    @property
-    def finished(self) -> bool:
-        return self.status == 0
+    """The exit status: 0 where the run came to its end, or to `stop_at`; else it was asked to stop, and has saved."""
+    finished: bool
+    """Whether all steps are done."""
 
 
-def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
+def run(config: Config, allowed: tuple[str, ...] = (), stop_at: int | None = None) -> Result:
     """Pretrain as `config` says, from the newest checkpoint of its folder if there is one. Call on every rank.
 
     Args:
         allowed: settings and sections that may be others than those of the run so far.
+        stop_at: the step after which the run saves and stops for now.
     Raises:
         UserError: settings or data are wrong; nothing has been started then.
     """
@@ -101,9 +100,10 @@ def run(config: Config, allowed: tuple[str, ...] = ()) -> Result:
     total_steps = count_steps(config, sources)
     engine = start_engine(config)
     with closing_engine(engine):
-        trainer = train(config, objective, sources, engine, total_steps, copies, allowed)
+        trainer = train(config, objective, sources, engine, total_steps, copies, allowed, stop_at)
     finished = trainer.step == trainer.total_steps
-    return Result(config.folder, trainer.step, 0 if finished else trainer.stop_request.status)
+    status = 0 if finished or trainer.at_stop else trainer.stop_request.status
+    return Result(config.folder, trainer.step, status, finished)
 
 
 def build_objective(config: Config, dataset: Dataset, deferred: bool = False) -> Objective:
@@ -142,6 +142,7 @@ def train(
     total_steps: int,
     copies: Copies,
     allowed: tuple[str, ...],
+    stop_at: int | None = None,
 ) -> Trainer:
     """Everything between a started engine and a written report; the trainer, which knows how far it came."""
     is_main_process = engine.world.rank == 0
@@ -187,7 +188,7 @@ def train(
                 trainer.tracker.event("loaded", trainer.step, report.values())
             changes = folder.changes | (changes_since(found.path, config) if found.path else {})
             tell_start(trainer, resumed, changes, branched)
-        trainer.stop_request = stop_request
+        trainer.stop_request, trainer.stop_at = stop_request, stop_at
         trainer.add_hooks(build_hooks(config, objective, sources, engine, trainer.tracker, best))
         fit(trainer)
         if is_main_process and config.tracking.report:
@@ -215,7 +216,8 @@ def fit(trainer: Trainer) -> None:
         with guard_against_hangs(trainer):
             finished = trainer.fit()
         status = "finished" if finished else "preempted"
-        if not finished and trainer.engine.world.rank == 0 and trainer.stop_request.status == REQUEUE:
+        asked = not finished and not trainer.at_stop
+        if asked and trainer.engine.world.rank == 0 and trainer.stop_request.status == REQUEUE:
             write_atomically(wish, f"{trainer.step}\n")
         if trainer.tracker:
             kind = "end" if finished else "preempted"

@@ -1,0 +1,1 @@
+"""`python -m pretrain compare`: which objective pays on somebody's own data, at the same budget for each."""
