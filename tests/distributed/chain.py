@@ -1,6 +1,7 @@
 """Under torchrun: whole runs of several objectives one after the other, because starting processes takes the longest.
 
-Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.chain runs,other_runs mae,gan engine=fsdp
+A folder is written with the step after which its runs stop, if they do.
+Example: torchrun --standalone --nproc-per-node 2 -m tests.distributed.chain runs,other_runs@4 mae,gan engine=fsdp
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main(folders: str, cases: str, overrides: list[str]) -> None:
         dist.init_process_group("gloo")  # one group for all runs
     for folder, case in itertools.product(folders.split(","), cases.split(",")):
         recipe, *own = CASES[case]
-        run(load_config(recipe, [*COMMON, *own, f"run_dir={Path(folder) / case}", *overrides])[0])
+        place, _, stop = folder.partition("@")
+        config, _ = load_config(recipe, [*COMMON, *own, f"run_dir={Path(place) / case}", *overrides])
+        run(config, stop_at=int(stop) if stop else None)
     if dist.is_initialized():
         time.sleep(0.2)  # as `Engine.close` does
         dist.destroy_process_group()
