@@ -40,7 +40,7 @@ from pretrain.tracking.metrics import read_metrics
 from tests.processes import QUIET
 
 BACKENDS = ("sdpa", "eager", "varlen", pytest.param("flex", marks=pytest.mark.slow))  # flex compiles for long
-COMPILED = "modernbert"
+COMPILED = "bert"
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
 
 
