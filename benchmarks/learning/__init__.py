@@ -1,0 +1,1 @@
+"""What pretraining is worth, by objective: `python -m benchmarks.learning`."""
