@@ -44,7 +44,33 @@ MNIST: dict[str, list[str]] = {
     "attribute": ["attribute_digits"],
 }
 """By the name of its row: the demo recipe, and what differs."""
-EMOJI: dict[str, list[str]] = {}
+SIZE = "image_size: 48, num_channels: 3, image_mean: [0.7, 0.7, 0.7], image_std: [0.35, 0.35, 0.35]"
+RESNET = (
+    f"encoder={{name: resnet, {SIZE}, embedding_size: 32, hidden_sizes: [32, 64, 128], depths: [1, 1, 1], "
+    "layer_type: basic}"
+)
+VIT = f"encoder={{name: vit, {SIZE}, patch_size: 8, hidden_size: 96, num_hidden_layers: 4, num_attention_heads: 4}}"
+CONVNEXT = f"encoder={{name: convnextv2, {SIZE}, patch_size: 4, hidden_sizes: [64], depths: [2]}}"
+VIEW = "{crop_scale: [0.2, 1.0], flip: 0.5, jitter: 0.8, saturation: 0.4, hue: 0.1, grey: 0.2, blur: 0}"
+EMOJI: dict[str, list[str]] = {
+    "simclr": ["simclr_digits", RESNET, f"objective.views={VIEW}", "optimizer.lr=2e-3", "train.steps=600"],
+    "vicreg": ["vicreg_digits", RESNET, f"objective.views={VIEW}", "optimizer.lr=2e-3", "train.steps=600"],
+    "attribute": ["attribute_digits", RESNET, "train.steps=800",
+                  "objective={name: attribute, attributes: {colour: {derive: dominant_colour}, edges: {derive: "
+                  "edge_orientation}, rotation: {derive: rotation}, jigsaw: {derive: jigsaw}}}"],
+    "mae": ["mae_digits", VIT, "objective.flip=true", "objective.crop_scale=[0.4, 1]"],
+    "ijepa": ["ijepa_digits", VIT, "train.steps=600"],
+    "dino": ["dino_digits", f"{VIT[:-1]}, pooling: cls}}", "objective.small_size=24", "train.steps=400",
+             *(f"objective.{crop}={{flip: 0.5, saturation: 0.4, hue: 0.1, grey: 0.2}}"
+               for crop in ("first_crop", "second_crop", "small_crop"))],
+    "autoencoder": ["autoencoder_digits", CONVNEXT, "objective.latent_size=64"],
+    "vae": ["vae_digits", CONVNEXT, "objective.latent_size=64"],
+    "vqvae": ["vqvae_digits", CONVNEXT, "objective.pixel_variance=0.12"],
+    "simmim": ["simmim_digits", CONVNEXT, "train.steps=800"],
+    "context_encoder": ["context_encoder_digits", CONVNEXT, "objective.hole_size=24", "train.steps=600"],
+    "gan": ["gan_digits", CONVNEXT, "train.steps=800"],
+    "bigan": ["bigan_digits", CONVNEXT],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
