@@ -30,7 +30,7 @@ SIZES = {100: 10, 1000: 3}
 """Labelled sentences, and how often they are drawn."""
 TEST_SENTENCES, BATCH = 2000, 100
 LENGTH = ["encoder.max_length=64"]
-TRAIN = ["train.steps=3000", "train.global_batch_size=64"]
+TRAIN = ["train.steps=1000", "train.global_batch_size=64"]
 ENCODERS = {
     "mlm": ["mlm_sotu", *LENGTH, *TRAIN, "encoder.max_position_embeddings=64", "optimizer.lr=2e-3"],
     "electra": ["electra_sotu", *LENGTH, *TRAIN, "encoder.max_position_embeddings=64"],
