@@ -1,1 +1,0 @@
-"""What pretraining is worth, by objective: `python -m benchmarks.learning`."""
