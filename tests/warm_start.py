@@ -175,10 +175,15 @@ def preload() -> None:
     import pretrain.run.dry_run
     import pretrain.run.replay
     from data_tools.errors import UserError
+    from pretrain.config.load import load_config
     from pretrain.encoders import ENCODERS
     from pretrain.objectives import OBJECTIVES
+    from pretrain.tracking.environment import installed_versions
 
     assert ENCODERS and OBJECTIVES
+    assert (
+        load_config("mae_digits", []) and installed_versions()
+    )  # what builds the validators of settings, once
     with contextlib.suppress(UserError):  # an extra that not every machine has
         pretrain.engine.deepspeed.import_deepspeed()
     gc.freeze()  # or the first collection in every process would touch, and so copy, all that it shares with this one

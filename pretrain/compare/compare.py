@@ -22,10 +22,13 @@ from pretrain.compare.plan import (
     LEAST_STEPS,
     Pace,
     Rung,
+    count_survivors,
     finalist_share,
     keep_better,
     least_seconds,
+    needed_seconds,
     plan_rungs,
+    share_seconds,
 )
 from pretrain.compare.results import write_full, write_results
 from pretrain.compare.runs import find_collapse, measure_pace, settings_of_run, train_to, write_recipe
@@ -38,8 +41,6 @@ from pretrain.release.release import load_run_encoder
 from pretrain.run.folder import RunFolder
 
 SCRATCH, RAW, UNTRAINED = "from scratch", "raw input", "untrained encoder"
-PRETRAINING = 2 / 3
-"""Share of what is left of the budget once candidates are measured; the rest is for fine-tuning."""
 Say = Callable[[str], None]
 
 
@@ -75,6 +76,8 @@ class Comparison:
         say("splitting the data, and building each candidate once")
         self.samples = prepare_samples(options)
         self.candidates, left_out = find_candidates(options, self.samples)
+        asked = read_settings(options.settings, [*self.candidates, *left_out]).get("finetune", [])
+        self.tuning = Tuning(jobs, self.samples, options, asked)
         self.rows: dict[str, Row] = {}
         for name in (RAW, UNTRAINED, SCRATCH, *([str(options.encoder)] if options.encoder else [])):
             self.rows[name] = Row(name)
@@ -152,20 +155,35 @@ class Comparison:
 
     def share_budget(self, paces: dict[str, Pace], probing: float) -> Plan:
         budget, encoder = self.options.budget, self.options.encoder
+        # All that is fine-tuned: those of the last rung, from scratch, the user's encoder as it is and continued.
+        rows = count_survivors(len(paces))[-1] + 1 + (2 if encoder else 0)
+        least_tuning = rows * self.measure_tuning(next(iter(paces)))
         # Since this start, or in processes of all starts, whichever is more.
         used = max(time.monotonic() - self.began, sum(read_spent(self.out).values()))
         # The user's own encoder is trained as long as a finalist.
         runs = 1 + finalist_share(len(paces)) if encoder else 1.0
-        needed = used + least_seconds(paces, probing) * runs / PRETRAINING
+        least = least_seconds(paces, probing) * runs
+        needed = used + needed_seconds(least, least_tuning)
         if budget < needed:
             raise UserError(
                 f"--budget: {describe_duration(budget)} is too little: {describe_duration(used)} went by to measure, "
-                f"and each of {len(paces)} is to take {LEAST_STEPS} steps at least; give {math.ceil(needed)}s or more, "
+                f"each of {len(paces)} is to take {LEAST_STEPS} steps at least, and fine-tuning takes "
+                f"{describe_duration(least_tuning)} at least; give {math.ceil(needed)}s or more, "
                 f"better {math.ceil(needed / 20)}min, or name fewer --objectives"
             )
-        rungs = plan_rungs(paces, PRETRAINING * (budget - used) / runs, probing)
-        rows = rungs[-1].runs + 1 + (2 if encoder else 0)
-        return Plan(rungs, (1 - PRETRAINING) * (budget - used) / rows)
+        pretraining, tuning = share_seconds(budget - used, least_tuning)
+        return Plan(plan_rungs(paces, pretraining / runs, probing), tuning / rows)
+
+    def measure_tuning(self, name: str) -> float:
+        """Seconds that fine-tuning one encoder takes at least, by that of `name`, which was measured."""
+        encoder = self.out / "measured" / name
+
+        def take_steps() -> Found:
+            self.say("measuring fine-tuning")
+            return asdict(self.tuning.measure_pace(encoder))
+
+        found = attempt(self.out / "measured" / "finetune.json", take_steps)
+        return 0.0 if found.get("failed") else self.tuning.least_seconds(Pace(**found))
 
     def write_run(self, name: str, steps: int, first: int) -> None:
         """The recipe of a candidate's run, whose first rung has `first` steps."""
@@ -233,9 +251,7 @@ class Comparison:
         """Fine-tune what came to the end, from scratch, and the user's encoder."""
         if not pretrained:
             return
-        options = self.options
-        asked = read_settings(options.settings, list(self.rows)).get("finetune", [])
-        tuning = Tuning(self.jobs, self.samples, options, asked, plan.tuning)
+        options, tuning = self.options, self.tuning
         runs: dict[str, Path] = {name: self.out / "runs" / name for name in pretrained}
         encoders = {SCRATCH: runs[pretrained[0]], **runs}
         self.rows[SCRATCH].notes = [self.candidates[pretrained[0]].encoder]
@@ -245,7 +261,9 @@ class Comparison:
             file = {SCRATCH: "control.scratch", str(options.encoder): "control.encoder"}.get(name, name)
             method = "scratch" if name == SCRATCH else "full"
             self.say(f"fine-tuning: {name}")
-            found = attempt(self.out / "tuned" / f"{file}.json", partial(tuning.tune, file, encoder, method))
+            found = attempt(
+                self.out / "tuned" / f"{file}.json", partial(tuning.tune, file, encoder, method, plan.tuning)
+            )
             if reason := found.get("failed"):
                 self.rows[name].notes.append(f"fine-tuning: {reason}")
                 continue

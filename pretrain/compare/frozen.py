@@ -23,9 +23,10 @@ from pretrain.evaluation.few_shot import DRAWS, draw_per_class, few_shot_accurac
 from pretrain.evaluation.probes import (
     embed,
     first,
+    fit_linear,
+    judge_linear,
     knn_accuracy,
     labelled,
-    linear_accuracy,
     number_classes,
     pooled,
 )
@@ -56,11 +57,9 @@ def probe_frozen(
     parts, labels = embed_parts(objective, samples, features)
     if not all(bool(part.isfinite().all()) for part in parts.values()):
         raise UserError("its features are not finite: it has diverged")
-    select, test = (
-        probe(parts["train"], labels["train"], parts[side], labels[side], shots)
-        for side in ("select", "test")
-    )
-    ways = [asdict(Way(name, select[name], test[name])) for name in select]
+    judges = [(parts[side], labels[side]) for side in ("select", "test")]
+    found = probe(parts["train"], labels["train"], judges, shots)
+    ways = [asdict(Way(name, select, test)) for name, (select, test) in found.items()]
     return {"ways": ways, "seconds": round(time.monotonic() - started, 2)}
 
 
@@ -87,13 +86,24 @@ def embed_parts(
 
 
 def probe(
-    train: Tensor, train_labels: Tensor, judges: Tensor, labels: Tensor, shots: int
-) -> dict[str, list[float]]:
-    """The accuracies of ridge regression, logistic regression and kNN on the same draws of `shots` labels a class."""
-    found = {"ridge": few_shot_accuracies(train, train_labels, judges, labels, shots)}
+    train: Tensor, train_labels: Tensor, judges: list[tuple[Tensor, Tensor]], shots: int
+) -> dict[str, list[list[float]]]:
+    """Accuracies of ridge regression, logistic regression and kNN on the same draws of `shots` labels a class.
+
+    Args:
+        judges: features (N, D) and labels (N,) of each part that judges.
+    Returns:
+        By probe, for each of the judges, the accuracies by draw.
+    """
     draws = [draw_per_class(train_labels, shots, np.random.default_rng(number)) for number in range(DRAWS)]
-    few = [(train[chosen], train_labels[chosen], judges, labels) for chosen in draws]
-    found["kNN"] = [knn_accuracy(*one, min(NEIGHBOURS, shots)) for one in few]
+    few = [(train[chosen], train_labels[chosen]) for chosen in draws]
+    neighbours = min(NEIGHBOURS, shots)
+    found = {
+        "ridge": [few_shot_accuracies(train, train_labels, *judge, shots) for judge in judges],
+        "kNN": [[knn_accuracy(*known, *judge, neighbours) for known in few] for judge in judges],
+    }
     if train.shape[1] <= WIDE:
-        found["linear"] = [linear_accuracy(*one) for one in few]
+        classes = int(train_labels.max()) + 1
+        fitted = [fit_linear(*known, classes) for known in few]
+        found["linear"] = [[judge_linear(*one, *judge) for one in fitted] for judge in judges]
     return found

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 LEAST_STEPS = 10
 """Of a candidate in the first rung: fewer say nothing."""
+PRETRAINING = 2 / 3
+"""Share of what is left of the budget once candidates are measured; less where fine-tuning needs more than the rest."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ def least_seconds(paces: Mapping[str, Pace], probing: float) -> float:
     """Seconds of all rungs with which every candidate takes `LEAST_STEPS` steps in the first, its shortest."""
     share = max(pace.start + probing + LEAST_STEPS * pace.step for pace in paces.values())
     return share * len(paces) * len(count_survivors(len(paces)))
+
+
+def share_seconds(seconds: float, least_tuning: float) -> tuple[float, float]:
+    """Seconds of pretraining and of fine-tuning, which gets `least_tuning` at least."""
+    tuning = max((1 - PRETRAINING) * seconds, least_tuning)
+    return seconds - tuning, tuning
+
+
+def needed_seconds(least_pretraining: float, least_tuning: float) -> float:
+    """The fewest of which `share_seconds` gives both what they need."""
+    return max(least_pretraining / PRETRAINING, least_pretraining + least_tuning)
 
 
 def plan_rungs(paces: Mapping[str, Pace], seconds: float, probing: float) -> list[Rung]:

@@ -239,7 +239,11 @@ def unit(x: Tensor) -> Tensor:
 def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
     """Accuracy of multinomial logistic regression on standardised features. Deterministic."""
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    weight, bias = fit_linear(train, train_labels, classes)
+    return judge_linear(*fit_linear(train, train_labels, classes), test, test_labels)
+
+
+def judge_linear(weight: Tensor, bias: Tensor, test: Tensor, test_labels: Tensor) -> float:
+    """Accuracy of what `fit_linear` has found."""
     return ((test @ weight.T + bias).argmax(1) == test_labels).float().mean().item()
 
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,22 @@ def is_secret_name(name: str) -> bool:
     return any(word.lower() in SECRET_WORDS for word in words)
 
 
-def redact(value: Any, name: str = "") -> Any:
+def redact(value: Any, name: str = "", secrets: list[str] | None = None) -> Any:
     """A copy with the values of secret keys, and everything that looks like a secret, replaced by `[redacted]`.
 
     Numbers and switches stay: `num_key_value_heads: 4` is no secret. A password is hidden whatever its type.
     """
+    secrets = own_secrets() if secrets is None else secrets
     if isinstance(value, Mapping):
         # A key may be a URL: that of a data set, beside its weight.
-        return {redact_text(str(key)): redact(item, str(key)) for key, item in value.items()}
+        return {
+            redact_text(str(key), secrets): redact(item, str(key), secrets) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [redact(item, name) for item in value]
+        return [redact(item, name, secrets) for item in value]
     if is_secret_name(name) and hideable(value, name):
         return HIDDEN
-    return redact_text(value) if isinstance(value, str) else value
+    return redact_text(value, secrets) if isinstance(value, str) else value
 
 
 def hideable(value: Any, name: str) -> bool:
@@ -74,12 +77,15 @@ def hideable(value: Any, name: str) -> bool:
     return isinstance(value, (str, bytes)) and len(value) > 0
 
 
-def redact_text(text: str) -> str:
-    """Free text without this process's secrets (values of secret environment variables) and known forms of secrets,
-    URLs without user, password and query."""
-    for name, secret in os.environ.items():
-        if is_secret_name(name) and len(secret) >= 8:  # shorter ones would take ordinary words with them
-            text = text.replace(secret, HIDDEN)
+def own_secrets() -> list[str]:
+    """Values of this process's secret environment variables; shorter ones would take ordinary words with them."""
+    return [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
+
+
+def redact_text(text: str, secrets: list[str] | None = None) -> str:
+    """Free text without this process's secrets and known forms of secrets, URLs without user, password and query."""
+    for secret in own_secrets() if secrets is None else secrets:
+        text = text.replace(secret, HIDDEN)
     return SECRET_FORMS.sub(HIDDEN, redact_urls(text))
 
 
@@ -118,7 +124,9 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@cache
 def installed_versions() -> dict[str, str]:
+    """Of the packages that a run depends on."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -11,14 +11,15 @@ import torch
 
 from pretrain.checkpoint.folder import complete, find_fault
 from pretrain.release.release import load_run_encoder
+from tests.distributed.slow_steps import SECONDS, SLOW_STEPS
 from tests.processes import QUIET, kill, losses, run, start
 from tests.s3_server import s3_server
 from tests.tiny_run import SMALL
 
-STEPS = 40
+STEPS = 20
 SETTINGS = [
     "mae_digits", *SMALL, "train.global_batch_size=16", "checkpoint.every=4", "tracking.log_every=1",
-    f"train.steps={STEPS}", *QUIET,
+    f"train.steps={STEPS}", SLOW_STEPS, *QUIET,
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,9 @@ def test_the_run_goes_on_from_s3_bit_for_bit(s3, tmp_path, processes):
     whole, lost = tmp_path / "whole", tmp_path / "lost"
     run("pretrain", [*SETTINGS, f"run_dir={whole}"], processes)
     again = [*SETTINGS, f"run_dir={lost}", f"checkpoint.targets=['s3://bucket/{processes}']"]
-    process = start("pretrain", again, processes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SECONDS, "0.2")  # so that it is still under way when it is killed
+        process = start("pretrain", again, processes)
     deadline = time.monotonic() + 120
     while not s3.exists(f"bucket/{processes}/step_00000008/manifest.json"):
         assert process.poll() is None, process.communicate()[0]

@@ -29,7 +29,7 @@ TORCHRUN = [
     "torch.distributed.run",
     "--standalone",
     "--nproc-per-node=2",
-    "--max-restarts=2",
+    "--max-restarts=1",
     "-m",
     "pretrain",
 ]

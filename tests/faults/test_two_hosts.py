@@ -18,15 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.slow_steps import SECONDS, SLOW_STEPS
 from tests.processes import QUIET, environment, kill, losses, run
 
 TIMEOUT = 20
 """Seconds that a rank waits for the others."""
 SETTINGS = [
     "mae_digits", "train.global_batch_size=16", "checkpoint.every=5", "tracking.log_every=1",
-    *QUIET, "encoder.hidden_size=16",
+    *QUIET, SLOW_STEPS, "encoder.hidden_size=16",
     "encoder.num_hidden_layers=2", "encoder.num_attention_heads=2", f"distributed.timeout={TIMEOUT}",
-    "optimizer.lr=3e-4",  # hundreds of steps at the recipe's rate amplify what one step on two hosts rounds otherwise
+    "optimizer.lr=3e-4",  # steps at the recipe's rate amplify what one step on two hosts rounds otherwise
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,8 @@ class Hosts:
         inside = ["ip", "netns", "exec", self.names[number]] if self.real else []
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number),
                     "--nproc-per-node", "1", "--master-addr", self.address, "--master-port", str(port)]  # fmt: skip
-        env = {**environment(), "GLOO_SOCKET_IFNAME": self.devices[number]}
+        # Slowly, so that it is still under way when the link is cut.
+        env = {**environment(), "GLOO_SOCKET_IFNAME": self.devices[number], SECONDS: "0.2"}
         return subprocess.Popen(
             [*inside, *torchrun, "-m", "pretrain", *SETTINGS, *arguments],
             env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -121,7 +123,7 @@ def assert_same_losses(found, expected):
 
 def test_two_hosts_train_as_one_and_part_without_loss(hosts, tmp_path):
     both, alone = tmp_path / "both", tmp_path / "alone"
-    steps = 400
+    steps = 40
     processes = start_both(hosts, both, steps)
     try:
         wait_for_step(both, 12, processes)

@@ -92,7 +92,7 @@ def test_autoencoder_beats_pca_with_as_many_components():
     from sklearn.decomposition import PCA
 
     objective, engine, batch = build("autoencoder_mlp_digits", objective={"latent_size": 8, "loss": "mse"})
-    learn(objective, engine, lambda step: batch(step, size=128), steps=400)
+    learn(objective, engine, lambda step: batch(step, size=64), steps=200)
     train, test = (open_dataset(name) for name in ("sample:digits", "sample:digits_test"))
 
     def pixels(dataset, count):

@@ -18,6 +18,7 @@ from pretrain.compare.command import main
 from pretrain.compare.frozen import probe_frozen
 from pretrain.compare.jobs import JobFailedError, Jobs, StoppedError
 from pretrain.compare.plan import Pace
+from pretrain.compare.tuned import Tuning
 from pretrain.guards.preemption import StopRequest
 from tests import processes
 
@@ -65,6 +66,10 @@ def known_pace(_jobs: Jobs, candidate: Candidate, _seed: int) -> Pace:
     return Pace(step=PACES[candidate.name], start=0.0)
 
 
+def known_cost(_tuning: Tuning, _encoder: Path) -> Pace:
+    return Pace(step=1.0, start=0.0)
+
+
 def no_cost(*arguments: Any, **how: Any) -> dict[str, Any]:
     """What probing finds, as if it had taken no time."""
     return {**probe_frozen(*arguments, **how), "seconds": 0.0}
@@ -83,7 +88,8 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_repeats_nothing(
     out, killed, again, last = tmp_path / "out", Starter(most=4), Starter(), Starter()
     for name, value in (("compare.measure_pace", known_pace), ("compare.probe_frozen", no_cost),
                         ("compare.time", SimpleNamespace(monotonic=lambda: 0.0)),
-                        ("tuned.LADDER", (2,)), ("frozen.POOL", 200), ("frozen.JUDGES", 100)):  # fmt: skip
+                        ("tuned.LADDER", (2,)), ("tuned.Tuning.measure_pace", known_cost),
+                        ("frozen.POOL", 200), ("frozen.JUDGES", 100)):  # fmt: skip
         monkeypatch.setattr(f"pretrain.compare.{name}", value)
 
     def start_by(starter: Starter) -> None:

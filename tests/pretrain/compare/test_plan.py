@@ -23,7 +23,9 @@ from pretrain.compare.plan import (
     finalist_share,
     keep_better,
     least_seconds,
+    needed_seconds,
     plan_rungs,
+    share_seconds,
 )
 from pretrain.compare.table import (
     Point,
@@ -71,6 +73,19 @@ def test_the_least_budget_is_the_least_that_lets_all_take_some_steps(
     assert min(plan_rungs(paces, least, probing)[0].stop_at.values()) == LEAST_STEPS
     less = least - candidates * len(count_survivors(candidates)) * step / 10
     assert min(plan_rungs(paces, less, probing)[0].stop_at.values()) < LEAST_STEPS
+
+
+@given(st.floats(1, 1000), st.floats(1, 1000), st.floats(1, 10))
+def test_the_least_budget_gives_pretraining_and_fine_tuning_what_they_need(
+    pretraining: float, tuning: float, times: float
+) -> None:
+    needed = needed_seconds(pretraining, tuning)
+    for seconds in (needed, needed * times):
+        shares = share_seconds(seconds, tuning)
+        assert isclose(sum(shares), seconds)
+        assert shares[0] >= 0.999 * pretraining
+        assert shares[1] >= tuning
+    assert share_seconds(0.99 * needed, tuning)[0] < pretraining
 
 
 def test_the_better_half_goes_on_best_first() -> None:
