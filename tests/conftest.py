@@ -15,7 +15,7 @@ import pytest
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Or glibc would give memory back to the kernel and take it again in every step of a tiny model, for a tenth of all time.
+# Or glibc gives memory back to the kernel and takes it again in every step of a tiny model, for a tenth of all time.
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "33554432")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
