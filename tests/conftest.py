@@ -26,6 +26,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
 from tests.stranger import run_as_stranger  # noqa: E402, F401 - a fixture
+from tests.warm_start import SHARED  # noqa: E402
 
 SHOWN = 10
 """The dearest tests that are named at the end."""
@@ -40,9 +41,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(shared: Path) -> None:
-    """Embedded data are unpacked into a folder of this session, once for all workers, never the user's."""
+def shared_by_workers(shared: Path) -> None:
+    """Embedded data are unpacked into a folder of this session, once for all workers, never the user's, and one server
+    starts their processes."""
     os.environ["MASQUERADE_CACHE"] = str(shared / "cache")
+    os.environ[SHARED] = str(shared / "warm_start")
 
 
 @pytest.fixture(scope="session")

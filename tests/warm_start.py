@@ -10,6 +10,7 @@ everything by the real launchers instead, and so do tests that are about them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -80,21 +81,50 @@ def read_all(file: IO[str]) -> str:
     return file.read()
 
 
+SHARED = "WARM_START"
+"""The environment variable with the path of the socket at which all workers of pytest-xdist meet one server."""
 _connection: socket.socket | None = None
 
 
 def connection() -> socket.socket:
-    """To the server, which is started when it is first needed and ends with this process."""
+    """To the server, which is started when it is first needed and ends when nobody is connected any more."""
     global _connection  # noqa: PLW0603 - one server for all tests
     if _connection is None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.warm_start", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        theirs.close()
-        _connection = ours
+        path = os.environ.get(SHARED)
+        if path:
+            with Path(path + ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _connection = connect(path) or start_server(path)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                _connection = start_server(str(Path(folder, "socket")))
     return _connection
+
+
+def connect(path: str) -> socket.socket | None:
+    """To the server that listens at `path`; None where there is none."""
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours.connect(path)
+    except OSError:
+        ours.close()
+        return None
+    return ours
+
+
+def start_server(path: str) -> socket.socket:
+    """Start one that listens at `path`, and connect to it."""
+    Path(path).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.warm_start", str(listener.fileno())], pass_fds=[listener.fileno()],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        found = connect(path)
+    assert found, "it listens"
+    return found
 
 
 class Job:
@@ -189,39 +219,53 @@ def preload() -> None:
     gc.freeze()  # or the first collection in every process would touch, and so copy, all that it shares with this one
 
 
-def serve(requests: socket.socket) -> Job | None:
+def serve(listener: socket.socket) -> Job | None:
     """Fork a process for every request until there is nobody to make one. The job in a forked process, else None."""
     preload()
+    clients: dict[int, socket.socket] = {}
     running: dict[
         int, tuple[int, socket.socket]
     ] = {}  # process descriptor → (pid, where its status is awaited)
     with selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if key.fd != requests.fileno():
-                    pid, status = running.pop(key.fd)
+                if key.fd == listener.fileno():
+                    client, _ = listener.accept()
+                    clients[client.fileno()] = client
+                    selector.register(client, selectors.EVENT_READ)
+                elif key.fd in running:
                     selector.unregister(key.fd)
-                    os.close(key.fd)
-                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with status:
-                        status.sendall(str(code).encode())
-                    continue
-                message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 3)
-                if not message:
-                    return None
-                pid = os.fork()
-                if pid == 0:
-                    requests.close()
-                    os.close(descriptors[0])
-                    return Job(json.loads(message), descriptors[1:])
-                status = socket.socket(fileno=descriptors[0])
-                status.sendall(str(pid).encode())
-                for output in descriptors[1:]:
-                    os.close(output)
-                descriptor = os.pidfd_open(pid)
-                running[descriptor] = (pid, status)
-                selector.register(descriptor, selectors.EVENT_READ)
+                    tell_status(key.fd, *running.pop(key.fd))
+                else:
+                    message, descriptors, _, _ = socket.recv_fds(clients[key.fd], LARGEST_REQUEST, 3)
+                    if not message:
+                        selector.unregister(key.fd)
+                        clients.pop(key.fd).close()
+                        if not clients:
+                            return None
+                        continue
+                    pid = os.fork()
+                    if pid == 0:
+                        for other in (listener, *clients.values()):
+                            other.close()
+                        os.close(descriptors[0])
+                        return Job(json.loads(message), descriptors[1:])
+                    status = socket.socket(fileno=descriptors[0])
+                    status.sendall(str(pid).encode())
+                    for output in descriptors[1:]:
+                        os.close(output)
+                    descriptor = os.pidfd_open(pid)
+                    running[descriptor] = (pid, status)
+                    selector.register(descriptor, selectors.EVENT_READ)
+
+
+def tell_status(descriptor: int, pid: int, status: socket.socket) -> None:
+    """Of a process that has ended, to whoever waits for it, who may have ended, too."""
+    os.close(descriptor)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with status, contextlib.suppress(BrokenPipeError):
+        status.sendall(str(code).encode())
 
 
 if __name__ == "__main__":

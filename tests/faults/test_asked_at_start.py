@@ -17,6 +17,7 @@ SETTINGS = [
 ASKED = "hooks=['tests.faults.asked_at_start:AskedAtStart']"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "status"), [(1, 75), (2, 1)], ids=["alone", "one of two, by its launcher"])
 def test_it_ends_before_the_first_step_and_waits_to_be_started_again(tmp_path, ranks, status):
     ended = run("pretrain", [*SETTINGS, f"run_dir={tmp_path}", ASKED], ranks, expect=status)
@@ -31,6 +32,7 @@ def test_it_ends_before_the_first_step_and_waits_to_be_started_again(tmp_path, r
     assert kinds[-1] == "preempted"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_and_is_asked_at_once_stays_where_it_was(tmp_path):
     run("pretrain", [*SETTINGS, f"run_dir={tmp_path}"])
     more = ["--allow-changes", "train.steps", "train.steps=4"]

@@ -46,6 +46,7 @@ def assert_same(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_longer_is_one_that_was_long_from_the_start(tmp_path, capfd):
     long, extended = tmp_path / "long", tmp_path / "extended"
     assert pretrain(long, "train.steps=6") == 0
@@ -68,6 +69,7 @@ def test_a_run_that_was_made_longer_is_one_that_was_long_from_the_start(tmp_path
     assert pretrain(extended, "train.steps=6") == 0  # it is the run's own setting now
 
 
+@pytest.mark.slow
 def test_a_run_is_rescued_with_another_learning_rate_and_weight_decay(tmp_path):
     assert pretrain(tmp_path, "train.steps=3") == 0
     own = ["train.steps=4", "optimizer.lr=1e-3", "optimizer.weight_decay=500"]
@@ -86,6 +88,7 @@ def test_a_run_is_rescued_with_another_learning_rate_and_weight_decay(tmp_path):
         assert found["values"]["loss"] == lines[step]["loss"]
 
 
+@pytest.mark.slow
 def test_several_decays_from_one_trunk_are_the_runs_that_were_planned_so(tmp_path):
     wsd = "schedule={name: wsd, warmup_ratio: null, warmup_steps: 2}"
     trunk = tmp_path / "trunk"
@@ -99,6 +102,7 @@ def test_several_decays_from_one_trunk_are_the_runs_that_were_planned_so(tmp_pat
         assert_same(weights(branch, steps), weights(planned, steps))
 
 
+@pytest.mark.slow
 def test_optimizer_states_come_along_where_they_fit(tmp_path, capfd):
     trunk = tmp_path / "trunk"
     assert pretrain(trunk, "train.steps=4", "optimizer.lr=1e-2") == 0

@@ -85,6 +85,7 @@ def test_mlp():
     assert found == B * (4 * 28 * 28 * D + 6 * D * M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["mae_digits", "mlm_sotu", "clm_sotu", "gan_digits", "attribute_digits",
                                     "attribute_sotu", "autoencoder_digits", "autoencoder_mlp_digits"])  # fmt: skip
 def test_every_recipe_is_counted_and_left_as_it_was(recipe, caplog):

@@ -30,6 +30,7 @@ def tensors_of(objective):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("recipe", sorted(SMALLER))
 def test_a_copy_without_networks_is_small_and_makes_the_same_example(recipe, deferred, tokens):

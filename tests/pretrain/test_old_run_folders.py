@@ -38,6 +38,7 @@ def test_the_manifests_of_an_old_run_hold(old_run):
     assert [find_fault(path) for path in saved] == [None] * len(saved)
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on_as_it_would_have_gone(old_run, capsys):
     before = losses(old_run)
     (old_run / "metrics.jsonl").rename(old_run / "before.jsonl")
@@ -52,6 +53,7 @@ def test_an_old_run_goes_on_as_it_would_have_gone(old_run, capsys):
     assert (old_run / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_an_old_run_is_released_reported_and_replayed(old_run):
     before = losses(old_run)
     step = SAVED[old_run.name][0] + 1
