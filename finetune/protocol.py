@@ -41,7 +41,7 @@ from pretrain.engine.ddp import DDPEngine
 from pretrain.evaluation.class_names import class_names, comparable_names
 from pretrain.evaluation.probes import knn_accuracy, linear_accuracy
 from pretrain.ops.seeds import seed_of
-from pretrain.trainer import Tracks
+from pretrain.tracking.tracks import Tracks
 
 COLUMNS = {
     "full": ("full",),

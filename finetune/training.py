@@ -29,7 +29,8 @@ from pretrain.optim.config import check_schedule
 from pretrain.optim.groups import check_rules
 from pretrain.release.release import load_run_encoder
 from pretrain.run.assemble import prepare_engine
-from pretrain.trainer import Tracks, Trainer
+from pretrain.tracking.tracks import Tracks
+from pretrain.trainer import Trainer
 from pretrain.weights.from_transformers import load_encoder
 from pretrain.weights.model_folder import ModelFolder
 

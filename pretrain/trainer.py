@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,26 +22,15 @@ from pretrain.engine.feed import Feed
 from pretrain.guards.garbage import collect_garbage_every
 from pretrain.guards.out_of_memory import explain_memory_of_reading, explain_out_of_memory
 from pretrain.guards.preemption import StopRequest
+from pretrain.guards.stuck import stop_if_stuck
 from pretrain.metering.meter import Meter
 from pretrain.metering.phase_values import PhaseValues, reduce_values
 from pretrain.objectives.base import Objective, Phase
 from pretrain.ops.seeds import seed_of
-from pretrain.optim.schedules import learning_rate
-from pretrain.tracking.pictures import Picture
+from pretrain.optim.schedules import learning_rate, weight_decay_factor
+from pretrain.tracking.tracks import Tracks
 
 log = logging.getLogger(__name__)
-
-
-class Tracks(Protocol):
-    """What the trainer tells of itself; `pretrain.tracking.Tracker` in a real run."""
-
-    def train(self, step: int, values: dict[str, Any]) -> None: ...
-    def probe(self, step: int, values: dict[str, Any]) -> None: ...
-    def validation(self, step: int, values: dict[str, Any]) -> None: ...
-    def representation(self, step: int, values: dict[str, Any]) -> None: ...
-    def picture(self, step: int, picture: Picture, name: str = "") -> None: ...
-    def event(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
-    def close(self, status: str) -> None: ...
 
 
 @dataclass
@@ -87,6 +76,8 @@ class Trainer:
         self.feed = Feed(engine.device, objective.arrive)
         self.step = 0
         self.phases = objective.phases()
+        self.optimizers = {phase.name: config.optimizer_for(phase.optimizer) for phase in self.phases}
+        """The settings of each phase's optimizer, by the phase's name."""
         prefixes = {p.name: f"{p.name}/" if len(self.phases) > 1 else "" for p in self.phases}
         self.newest = {name: PhaseValues(prefix, engine.device) for name, prefix in prefixes.items()}
         """Of each phase, by its name, what its newest step came to."""
@@ -236,7 +227,8 @@ class Trainer:
         for i, batch in enumerate(self.feed.copy(step.micro_batches)):
             values.add_loss(self.engine.backward(phase, batch, scale, last=i == last), scale)
         factor = learning_rate(self.step, self.total_steps, self.config.schedule)
-        norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm)
+        decay = weight_decay_factor(self.step, self.total_steps, self.optimizers[phase.name])
+        norm, skipped = self.engine.step(phase, factor, self.config.train.clip_grad_norm, decay)
         # Every rank has the same norm, so its share of the sum over ranks is one in `world.size`.
         values.values["grad_norm"] = norm.double() / self.engine.world.size
         values.note_skipped(skipped)
@@ -264,7 +256,7 @@ class Trainer:
         self.logged_at = self.step
         for phase in self.newest.values():
             phase.skipped_since.zero_()
-        self.stop_if_stuck(batch)
+        stop_if_stuck(self.step, self.newest, batch.keys, self.engine, self.tracker, self.config)
 
     def count_skipped(self) -> int:
         """Updates left out since the last logged line. Waits for the device."""
@@ -281,23 +273,6 @@ class Trainer:
                     self.tracker.event("damaged", self.step, entry)
             self.damages_told, self.damages_told_here = total, len(own)
         return {"damaged_samples": total} if total else {}
-
-    def stop_if_stuck(self, batch: Step) -> None:
-        """Give up after too many updates of a phase left out in a row. All ranks agree: they know the same norms."""
-        in_a_row = torch.stack([values.skipped_in_a_row for values in self.newest.values()]).tolist()
-        worst, name = max(zip(in_a_row, self.newest, strict=True), key=lambda pair: pair[0])
-        if worst < self.config.train.max_skipped_steps:
-            return
-        keys = [key for rank in self.engine.gather(batch.keys) for micro in rank for key in micro]
-        if self.tracker:
-            values = {"skipped_in_a_row": int(worst), "phase": name, "keys": keys}
-            self.tracker.event("aborted", self.step, values)
-        of_phase = f" of the phase {name!r}" if len(self.phases) > 1 else ""
-        raise UserError(
-            f"step {self.step}: the gradient was not finite, or a spike, in the last {int(worst)} updates{of_phase} "
-            f"(train.max_skipped_steps); the batch's samples: {', '.join(keys[:4])} … (all in metrics.jsonl); lower "
-            f"optimizer.lr, or look at the step: python -m pretrain replay {self.config.folder} --step {self.step}"
-        )
 
     def run_hooks(self, initial: bool = False) -> None:
         with self.meter.leave_out():

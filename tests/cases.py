@@ -26,7 +26,8 @@ DINO = ["dino_digits", *VIT, "objective.prototypes=16", "objective.head_hidden_s
 IJEPA = ["ijepa_digits", *VIT, "encoder.patch_size=7", "objective.context_patches=4",
          "objective.target_scale=[0.2, 0.4]",
          "objective.predictor_hidden_size=16", "objective.predictor_num_hidden_layers=1",
-         "objective.predictor_num_attention_heads=2"]  # fmt: skip
+         "objective.predictor_num_attention_heads=2",
+         "optimizer.weight_decay_end=0.4"]  # fmt: skip
 HARD = ["mae_digits", *VIT, "optimizer.lr=0.01"]
 CASES: dict[str, list[str]] = {
     "mae": MAE,

@@ -190,9 +190,14 @@ class Engine(ABC):
         """Add the gradient of `scale` × the batch's loss sum; on the `last` micro-batch it is summed over ranks."""
 
     @abstractmethod
-    def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, phase: Phase, lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Clip, step unless the gradient is not finite (or, where that is set, a spike), and clear the gradients.
 
+        Args:
+            lr_factor: of the learning rates that are configured; `decay_factor`: of weight decays.
+            max_norm: to clip to; None: not at all.
         Returns:
             The gradient's norm before clipping, and 1 where the update was skipped (scalars on the device).
         """

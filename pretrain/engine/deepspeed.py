@@ -47,6 +47,7 @@ from pretrain.engine.precision import AUTOCAST, check_precision, set_determinist
 from pretrain.engine.saving import Files, count_bytes, hash_file, own_share, without_advice
 from pretrain.engine.torch_engine import gradients_of
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.optim.build import set_rates
 
 FOLDER = "deepspeed"
 """Where in a checkpoint DeepSpeed's own files are, one folder an optimizer."""
@@ -140,11 +141,12 @@ class DeepSpeedEngine(Engine):
             engine.backward(total_loss(sums, scale, self.world.size), scale_wrt_gas=False)
         return detach_loss(sums, metrics)
 
-    def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, phase: Phase, lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         engine = self.engines[phase.optimizer]
         optimizer = engine.basic_optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
+        set_rates(optimizer, lr_factor, decay_factor)
         norm = None if self.wrapped(engine) else self.replicated_norm(optimizer)
         engine.step()
         if norm is None:

@@ -49,6 +49,7 @@ from pretrain.engine.precision import (
 from pretrain.engine.shards import whole_tensor
 from pretrain.guards.spikes import SpikeGuard
 from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.optim.build import set_rates
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -148,7 +149,9 @@ class TorchEngine(Engine):
     def accumulating(self, phase: Phase, last: bool) -> Any:
         """Within it, gradients stay on their rank unless this micro-batch is the `last`."""
 
-    def step(self, phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, phase: Phase, lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         optimizer, scaler = self.optimizers[phase.optimizer], self.scalers[phase.optimizer]
         gradients = gradients_of(optimizer)
         norm = whole_tensor(torch.nn.utils.get_total_norm(gradients)).to(self.device) / scaler.scale
@@ -157,8 +160,7 @@ class TorchEngine(Engine):
             torch._foreach_mul_(gradients, (factor / scaler.scale).to(gradients[0].device))
         overflowed = ~norm.isfinite()
         skipped = (overflowed | self.guards[phase.name].check(norm)).float()
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
+        set_rates(optimizer, lr_factor, decay_factor)
         # The fused kernels leave everything as it is where found_inf is 1, without asking the host.
         optimizer.found_inf = skipped.to(gradients[0].device)  # type: ignore[attr-defined]
         optimizer.step()

@@ -37,6 +37,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.05
+    weight_decay_end: NonNegativeFloat | None = None
+    """What weight decay has become at the end of the run, by half a cosine; null: it stays. Rules' own in proportion.
+    (DINO, arXiv:2104.14294, and I-JEPA, arXiv:2301.08243: from .04 to .4.)"""
     momentum: float | None = None
     """Of muon (default .95) and lars (default .9)."""
     trust_coefficient: PositiveFloat | None = None
@@ -85,6 +88,11 @@ def check_optimizer(optimizer: OptimizerConfig, schedule: ScheduleConfig, place:
         for value in values:
             if not 0 <= value < 1:
                 raise UserError(f"{place}.{setting}: {value} must lie in [0, 1)")
+    if optimizer.weight_decay_end is not None and not optimizer.weight_decay:
+        raise UserError(
+            f"{place}.weight_decay_end={optimizer.weight_decay_end}: it begins at {place}.weight_decay, which is 0; "
+            "give that a value, or leave this out"
+        )
     refuse_unused(optimizer, place)
     for rule in optimizer.rules:
         check_rule(rule, optimizer.name, place)

@@ -1,10 +1,10 @@
-"""Learning-rate schedules as pure functions of the step."""
+"""Schedules of learning rate and weight decay as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
 
-from pretrain.optim.config import ScheduleConfig
+from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> float:
@@ -31,3 +31,11 @@ def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig) -> floa
         case _:
             decay = 1.0
     return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * decay
+
+
+def weight_decay_factor(step: int, total_steps: int, optimizer: OptimizerConfig) -> float:
+    """What weight decay is multiplied by at `step` (0-based): 1 at first, and without `weight_decay_end` for ever."""
+    if optimizer.weight_decay_end is None:
+        return 1.0
+    end = optimizer.weight_decay_end / optimizer.weight_decay
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / max(1, total_steps)))

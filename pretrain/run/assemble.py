@@ -11,7 +11,8 @@ from pretrain.engine.base import Engine, do_nothing
 from pretrain.metering.meter import Meter
 from pretrain.objectives.base import Objective
 from pretrain.optim.build import build_optimizer
-from pretrain.trainer import Tracks, Trainer
+from pretrain.tracking.tracks import Tracks
+from pretrain.trainer import Trainer
 
 
 def prepare_engine(

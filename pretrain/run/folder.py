@@ -49,8 +49,8 @@ FREE_KEYS = (
 )
 CHANGEABLE = (
     "train.steps", "train.epochs", "train.global_batch_size", "train.batch_size_warmup", "train.clip_grad_norm",
-    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.momentum",
-    "optimizer.trust_coefficient", "optimizer_overrides", "schedule",
+    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.weight_decay_end",
+    "optimizer.momentum", "optimizer.trust_coefficient", "optimizer_overrides", "schedule",
 )  # fmt: skip
 """What may change on purpose: weights, optimizer states and the place in the data mean the same under any of them."""
 FIXED = ("name", "rules", "layer_decay")

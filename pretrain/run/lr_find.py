@@ -191,8 +191,10 @@ def at_rate(engine: Engine, factor: float) -> Iterator[None]:
     """Within it, optimizers step at `factor` times their own rate, whatever the schedule says."""
     step = engine.step
 
-    def step_at_rate(phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-        return step(phase, factor, max_norm)
+    def step_at_rate(
+        phase: Phase, _lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        return step(phase, factor, max_norm, decay_factor)
 
     engine.step = step_at_rate  # type: ignore[method-assign]
     try:

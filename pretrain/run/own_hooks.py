@@ -10,7 +10,8 @@ from pretrain.config.registry import find_class
 from pretrain.config.sections import Config
 from pretrain.engine.base import Engine
 from pretrain.objectives.base import Objective
-from pretrain.trainer import Hook, Tracks
+from pretrain.tracking.tracks import Tracks
+from pretrain.trainer import Hook
 
 
 @dataclass(frozen=True)

@@ -156,12 +156,14 @@ def watch_gradients(engine: Engine) -> dict[str, dict[str, float]]:
     step = engine.step
     trained: dict[str, Any] = getattr(engine, "trainees", {})
 
-    def watched(phase: Phase, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    def watched(
+        phase: Phase, lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         parameters = trained[phase.optimizer].roles.named_parameters()
         found[phase.name] = {
             name: float(whole_tensor(p.grad.norm())) for name, p in parameters if p.grad is not None
         }
-        return step(phase, lr_factor, max_norm)
+        return step(phase, lr_factor, max_norm, decay_factor)
 
     engine.step = watched  # type: ignore[method-assign]
     return found

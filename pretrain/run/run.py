@@ -60,7 +60,8 @@ from pretrain.run.own_hooks import build_own_hooks
 from pretrain.run.start import fit_steps_to_progress, tell_start
 from pretrain.tracking import Tracker
 from pretrain.tracking.pictures import Picture
-from pretrain.trainer import Hook, Tracks, Trainer
+from pretrain.tracking.tracks import Tracks
+from pretrain.trainer import Hook, Trainer
 from pretrain.weights.gaps import LoadingReport
 from pretrain.weights.start import fetch_starting_weights, load_starting_weights
 

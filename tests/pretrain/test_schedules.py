@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 
-from pretrain.optim.config import ScheduleConfig
-from pretrain.optim.schedules import learning_rate
+from data_tools.errors import UserError
+from pretrain.optim.build import build_optimizer, set_rates
+from pretrain.optim.config import OptimizerConfig, ParameterRule, ScheduleConfig, check_optimizer
+from pretrain.optim.schedules import learning_rate, weight_decay_factor
 
 
 def test_warmup_is_linear_and_reaches_the_peak():
@@ -56,3 +60,29 @@ def test_inverse_sqrt_halves_when_the_step_is_four_times_as_far():
     assert learning_rate(9, 10_000, schedule) == 1.0
     assert learning_rate(39, 10_000, schedule) == pytest.approx(0.5)
     assert learning_rate(39, 10_000, schedule) == learning_rate(39, 50, schedule)  # needs no end
+
+
+def test_weight_decay_goes_from_one_value_to_the_other_by_half_a_cosine():
+    """DINO's reference (utils.cosine_scheduler): end + (start − end) / 2 × (1 + cos(π i / n))."""
+    rising = OptimizerConfig(weight_decay=0.04, weight_decay_end=0.4)
+    found = [0.04 * weight_decay_factor(step, 100, rising) for step in range(101)]
+    expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * np.arange(101) / 100))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert weight_decay_factor(99, 100, OptimizerConfig()) == 1.0
+    with pytest.raises(
+        UserError, match=r"weight_decay_end=0\.4: it begins at optimizer\.weight_decay, which is 0"
+    ):
+        check_optimizer(OptimizerConfig(weight_decay=0.0, weight_decay_end=0.4), ScheduleConfig())
+
+
+def test_rates_are_multiples_of_what_was_configured_whatever_a_checkpoint_has_put_there():
+    rules = (ParameterRule(match="*.bias", weight_decay=0.01),)
+    roles = {"encoder": torch.nn.Linear(3, 2)}
+    optimizer = build_optimizer(roles, OptimizerConfig(lr=0.1, weight_decay=0.04, rules=rules))
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["weight_decay"] = 7.0
+    optimizer.load_state_dict(state)
+    set_rates(optimizer, 0.5, 10.0)
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.1, 0.4]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05}
