@@ -192,7 +192,10 @@ def at_rate(engine: Engine, factor: float) -> Iterator[None]:
     step = engine.step
 
     def step_at_rate(
-        phase: Phase, _lr_factor: float, max_norm: float | None, decay_factor: float = 1.0
+        phase: Phase,
+        lr_factor: float,  # noqa: ARG001 - the schedule's
+        max_norm: float | None,
+        decay_factor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         return step(phase, factor, max_norm, decay_factor)
 
