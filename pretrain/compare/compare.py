@@ -268,4 +268,6 @@ class Comparison:
                 self.rows[name].notes.append(f"fine-tuning: {reason}")
                 continue
             self.rows[name].tuned = Way(**found["way"])
+            if found["longer"]:
+                self.rows[name].notes.append("fine-tuned as long as its time allowed: longer may be better")
             tuning.steps = tuning.steps or found["tried"]

@@ -56,7 +56,8 @@ class Tuning:
         return 2 * (pace.start + self.draws * LADDER[0] * pace.step)
 
     def tune(self, name: str, encoder: Path, method: str, seconds: float) -> dict[str, Any]:
-        """`{way: a `Way` as a mapping, tried: [steps]}` at the number of steps that is best on `select`.
+        """`{way: a `Way` as a mapping, tried: [steps], longer: whether more than time allowed may be better}`, at the
+        number of steps that is best on `select`.
 
         Args:
             seconds: for this encoder. The lowest rung is taken whatever it costs.
@@ -74,6 +75,7 @@ class Tuning:
         return {
             "way": asdict(Way(f"fine-tuned, {best} steps", select, test, seconds / len(test))),
             "tried": list(tried),
+            "longer": best == max(tried) < LADDER[-1],
         }
 
     def measure(

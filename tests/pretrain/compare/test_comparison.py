@@ -119,6 +119,9 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_repeats_nothing(
         assert [point["steps"] for point in rows[name]["points"]] == [r["stop_at"][name] for r in planned]
         assert {way["name"] for way in rows[name]["probes"]} == {"ridge", "linear", "kNN"}
         assert rows[name]["tuned"]["name"] == "fine-tuned, 2 steps"
+        assert not any("longer may be better" in note for note in rows[name]["notes"]), (
+            "the ladder ends there"
+        )
     assert "| from scratch |" in printed
     assert f"python -m pretrain {out / 'full.yaml'}" in printed
     assert (out / "compare.png").stat().st_size > 10_000

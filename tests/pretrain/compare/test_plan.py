@@ -6,6 +6,7 @@ import io
 from itertools import pairwise
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ from pretrain.compare.table import (
     find_winner,
     margin,
 )
+from pretrain.compare.tuned import Tuning
 
 
 @given(st.integers(1, 40))
@@ -86,6 +88,31 @@ def test_the_least_budget_gives_pretraining_and_fine_tuning_what_they_need(
         assert shares[0] >= 0.999 * pretraining
         assert shares[1] >= tuning
     assert share_seconds(0.99 * needed, tuning)[0] < pretraining
+
+
+class Climbing(Tuning):
+    """Takes ten seconds for fifty steps, and is better the longer it trains, up to some number of steps."""
+
+    def __init__(self, best: int) -> None:
+        self.steps, self.best = [], best
+
+    def measure(
+        self, name: str, encoder: Path, method: str, steps: int, side: str, *how: Any
+    ) -> dict[str, Any]:
+        return {"draws": [0.9 - abs(steps - self.best) / 10_000], "seconds": steps / 5, "inside": steps / 5}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "tried", "longer"),
+    [(60, 3200, [50], True), (120, 3200, [50, 200], True), (1e6, 3200, [50, 200, 800, 3200], False),
+     (1e6, 200, [50, 200, 800, 3200], False)],
+)  # fmt: skip
+def test_fine_tuning_climbs_as_far_as_its_time_reaches_and_says_where_that_ended_it(
+    seconds: float, best: int, tried: list[int], longer: bool, tmp_path: Path
+) -> None:
+    found = Climbing(best).tune("mae", tmp_path, "full", seconds)
+    assert (found["tried"], found["longer"]) == (tried, longer)
+    assert found["way"]["name"] == f"fine-tuned, {min(best, tried[-1])} steps"
 
 
 def test_the_better_half_goes_on_best_first() -> None:
