@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.augment.config import Hue, ViewConfig
-from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Share
-from pretrain.encoders.image.base import ImageEncoder
-from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.base import Batch, Loss, Phase
 from pretrain.objectives.projector import Norm, Projector
-from pretrain.objectives.view_pairs import show_pairs
+from pretrain.objectives.view_pairs import ViewPairs
 from pretrain.ops.widen import widen
 from pretrain.ops.world import World
 
 if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
-    from pretrain.tracking.pictures import ImageGrid
 
 
 @dataclass(frozen=True)
@@ -51,27 +46,14 @@ class SimCLRConfig:
     views: SimCLRViewConfig = SimCLRViewConfig()
 
 
-class SimCLR(Objective):
+class SimCLR(ViewPairs):
     """NT-Xent over all views of the micro-batches of all ranks together."""
 
     Config = SimCLRConfig
-    hides = "which two views are of one image"
-    encoder: ImageEncoder
-    augmentation: Augmentation
-    needs: ClassVar[Mapping[str, str]] = {"images": "SimCLR compares views of images"}
-    couples_samples = True
 
     def __init__(self, config: SimCLRConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        sizes = encoder.config
-        self.augmentation = Augmentation(
-            views=Views(config.views, sizes.image_size, sizes.num_channels, count=2)
-        )
         self.roles["projector"] = Projector(encoder.dim, config.projection_sizes, config.projection_norm)
-
-    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """Two "views" (2, C, S, S), to be made."""
-        return self.augmentation.draw(self.encoder.image_of(sample), rng)
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         views = {"image": batch["views"].flatten(0, 1)}  # (2B, C, S, S): an image's two views are neighbours
@@ -79,9 +61,6 @@ class SimCLR(Objective):
         projected = widen(self.roles["projector"](pooled, self.world.sum))  # (2B, d)
         errors, found = nt_xent(projected, self.config.temperature, self.world)  # (2B,), (2B,)
         return Loss(errors.sum() / 2, {"accuracy": found.sum() / 2})
-
-    def picture(self, batch: Batch) -> ImageGrid:
-        return show_pairs(batch)
 
 
 def nt_xent(projected: Tensor, temperature: float, world: World) -> tuple[Tensor, Tensor]:

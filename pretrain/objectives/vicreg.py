@@ -3,28 +3,23 @@ say the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import relu
 
 from pretrain.augment.config import ViewConfig
-from pretrain.augment.views import Augmentation, Views
 from pretrain.config.schema import Share
-from pretrain.encoders.image.base import ImageEncoder
-from pretrain.objectives.base import Batch, Loss, Objective, Phase
+from pretrain.objectives.base import Batch, Loss, Phase
 from pretrain.objectives.projector import Norm, Projector
-from pretrain.objectives.view_pairs import show_pairs
+from pretrain.objectives.view_pairs import ViewPairs
 from pretrain.ops.widen import widen
 
 if TYPE_CHECKING:
     from data_tools.dataset.dataset import Dataset
-    from pretrain.tracking.pictures import ImageGrid
 
 EPSILON = 1e-4
 """Within the standard deviation (main_vicreg.py)."""
@@ -53,27 +48,14 @@ class VICRegConfig:
     views: VICRegViewConfig = VICRegViewConfig()
 
 
-class VICReg(Objective):
+class VICReg(ViewPairs):
     """Variance and covariance are those of the micro-batches of all ranks together."""
 
     Config = VICRegConfig
-    hides = "which two views are of one image"
-    encoder: ImageEncoder
-    augmentation: Augmentation
-    needs: ClassVar[Mapping[str, str]] = {"images": "VICReg compares views of images"}
-    couples_samples = True
 
     def __init__(self, config: VICRegConfig, encoder: Any, dataset: Dataset) -> None:
         super().__init__(config, encoder, dataset)
-        sizes = encoder.config
-        self.augmentation = Augmentation(
-            views=Views(config.views, sizes.image_size, sizes.num_channels, count=2)
-        )
         self.roles["expander"] = Projector(encoder.dim, config.expander_sizes, config.expander_norm)
-
-    def example(self, sample: dict[str, Any], rng: np.random.Generator) -> Batch:
-        """Two "views" (2, C, S, S), to be made."""
-        return self.augmentation.draw(self.encoder.image_of(sample), rng)
 
     def loss(self, phase: Phase, batch: Batch) -> Loss:
         # (2B, C, S, S): all first views first
@@ -90,9 +72,6 @@ class VICReg(Objective):
         # Every rank has the terms of all; its share of the sum is that of its samples.
         share = len(own[0])
         return Loss(total * share, {name: term.detach() * share for name, term in terms.items()})
-
-    def picture(self, batch: Batch) -> ImageGrid:
-        return show_pairs(batch)
 
 
 def variance_term(x: Tensor) -> Tensor:
