@@ -29,9 +29,11 @@ def build_optimizer(roles: dict[str, nn.Module], config: OptimizerConfig) -> tor
 
 def set_rates(optimizer: torch.optim.Optimizer, lr_factor: float, decay_factor: float) -> None:
     """Set the learning rate and weight decay of every group to a multiple of what they are configured to be."""
-    for group, decay in zip(optimizer.param_groups, optimizer.first_decays, strict=True):  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
         group["lr"] = optimizer.defaults["lr"] * group["lr_ratio"] * lr_factor
-        group["weight_decay"] = decay * decay_factor
+    if decay_factor != 1.0:  # which it never is without a schedule
+        for group, decay in zip(optimizer.param_groups, optimizer.first_decays, strict=True):  # type: ignore[attr-defined]
+            group["weight_decay"] = decay * decay_factor
 
 
 def build_named(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
