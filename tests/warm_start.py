@@ -195,6 +195,7 @@ def stop(children: dict[int, int], number: int = signal.SIGTERM) -> None:
 
 def preload() -> None:
     """Import what the commands import, as they do; nothing that starts a thread."""
+    gc.disable()
     from pretrain.commands import quiet_libraries
 
     quiet_libraries()
@@ -216,6 +217,7 @@ def preload() -> None:
     )  # what builds the validators of settings, once
     with contextlib.suppress(UserError):  # an extra that not every machine has
         pretrain.engine.deepspeed.import_deepspeed()
+    gc.enable()
     gc.freeze()  # or the first collection in every process would touch, and so copy, all that it shares with this one
 
 

@@ -31,7 +31,7 @@ ENGINES = {
     "zero3-2": (2, ["engine=deepspeed", "deepspeed.stage=3"]),
 }
 VARIANTS = ("fsdp-1", "fsdp-2-offload", "ddp-4", "fsdp-4", "hsdp-2x2")
-"""Beside the table; with two micro-batches only."""
+"""Beside the table; with two micro-batches only, and without the GAN, whose several phases `hard` has, too."""
 EVERYTHING = ("ddp-2", "fsdp-2", "zero2-2")
 """Where every other case runs too, with two micro-batches."""
 TABLE = ("mae", "mlm", "gan", "hard")
@@ -80,7 +80,7 @@ def test_an_engine_learns_what_one_process_learns(name, alone, tmp_path):
     processes, overrides = ENGINES[name]
     cases = without_penalty() if name.startswith("zero3") else TABLE
     wanted = (
-        [f"{case}/2" for case in cases]
+        [f"{case}/2" for case in cases if case != "gan"]
         if name in VARIANTS
         else [f"{cases[0]}/1", *(f"{case}/4" for case in cases)]
     )
