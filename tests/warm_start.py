@@ -212,9 +212,8 @@ def preload() -> None:
     from pretrain.tracking.environment import installed_versions
 
     assert ENCODERS and OBJECTIVES
-    assert (
-        load_config("mae_digits", []) and installed_versions()
-    )  # what builds the validators of settings, once
+    # Builds the validators of settings, and reads packages' versions, once for all.
+    assert load_config("mae_digits", []) and installed_versions()
     with contextlib.suppress(UserError):  # an extra that not every machine has
         pretrain.engine.deepspeed.import_deepspeed()
     gc.enable()

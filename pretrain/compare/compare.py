@@ -268,6 +268,6 @@ class Comparison:
                 self.rows[name].notes.append(f"fine-tuning: {reason}")
                 continue
             self.rows[name].tuned = Way(**found["way"])
-            if found["longer"]:
+            if found.get("longer"):  # which a comparison from before has not kept
                 self.rows[name].notes.append("fine-tuned as long as its time allowed: longer may be better")
             tuning.steps = tuning.steps or found["tried"]

@@ -57,6 +57,9 @@ def redact(value: Any, name: str = "", secrets: list[str] | None = None) -> Any:
     """A copy with the values of secret keys, and everything that looks like a secret, replaced by `[redacted]`.
 
     Numbers and switches stay: `num_key_value_heads: 4` is no secret. A password is hidden whatever its type.
+
+    Args:
+        secrets: what `own_secrets` has found, where somebody has asked it already; so has `redact_text`.
     """
     secrets = own_secrets() if secrets is None else secrets
     if isinstance(value, Mapping):
@@ -78,7 +81,7 @@ def hideable(value: Any, name: str) -> bool:
 
 
 def own_secrets() -> list[str]:
-    """Values of this process's secret environment variables; shorter ones would take ordinary words with them."""
+    """Values of this process's secret environment variables, but for short ones, which ordinary words may hold."""
     return [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
 
 

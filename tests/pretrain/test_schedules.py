@@ -12,6 +12,7 @@ from data_tools.errors import UserError
 from pretrain.optim.build import build_optimizer, set_rates
 from pretrain.optim.config import OptimizerConfig, ParameterRule, ScheduleConfig, check_optimizer
 from pretrain.optim.schedules import learning_rate, weight_decay_factor
+from tests.distributed.curves import STEPS, build_trainer
 
 
 def test_warmup_is_linear_and_reaches_the_peak():
@@ -86,3 +87,14 @@ def test_rates_are_multiples_of_what_was_configured_whatever_a_checkpoint_has_pu
     set_rates(optimizer, 0.5, 10.0)
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.1, 0.4]
     assert {group["lr"] for group in optimizer.param_groups} == {0.05}
+
+
+def test_a_trainer_lets_weight_decay_follow_its_schedule():
+    trainer = build_trainer("ijepa", ["train.micro_batch_size=16"])
+    trainer.fit()
+    (optimizer,) = trainer.engine.optimizers.values()
+    last = 0.05 * weight_decay_factor(
+        STEPS - 1, STEPS, OptimizerConfig(weight_decay=0.05, weight_decay_end=0.4)
+    )
+    assert last > 0.3
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, pytest.approx(last)]
